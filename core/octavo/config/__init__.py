@@ -1,0 +1,1 @@
+"""Configuration: the typed sections, and how a YAML file becomes one."""

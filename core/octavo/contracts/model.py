@@ -1,0 +1,56 @@
+"""The architecture slot: a decoder built from the core's layers, and how the loader reaches its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from octavo.contracts.attention import AttentionSpec, StepBatch
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(slots=True)
+class WeightSlot:
+    """Where one checkpoint tensor goes.
+
+    ``source`` is its name in the checkpoint, ``shape`` its whole shape there. The loader reads
+    ``tensor[shard]`` and copies it into ``target``, a view of a parameter of the same shape as that slice.
+    ``exact``: the stored dtype must equal the target's (packed integers).
+    """
+
+    source: str
+    shape: tuple[int, ...]
+    shard: tuple[slice, ...]
+    target: torch.Tensor
+    optional: bool = False
+    exact: bool = False
+    loaded: bool = False
+
+
+class CausalLM(Protocol):
+    """A decoder-only language model, already divided for this rank."""
+
+    attention_layers: Sequence[AttentionSpec]
+    ignored_weights: Sequence[str]
+    """Regular expressions of checkpoint tensors that this architecture knows and does not need."""
+
+    def slots(self) -> list[WeightSlot]:
+        """One slot for each checkpoint tensor that the model takes."""
+        ...
+
+    def finalize(self) -> None:
+        """Called once when all weights are in: repack, free what is not needed."""
+        ...
+
+    def forward(
+        self, token_ids: torch.Tensor, batch: StepBatch, plan: Any, caches: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """``token_ids`` int64 [tokens] to final hidden states [tokens, hidden_size], normed."""
+        ...
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states [rows, hidden_size] to float32 logits [rows, vocab_size] (gathered over ranks)."""
+        ...

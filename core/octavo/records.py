@@ -1,0 +1,161 @@
+"""Records: what plugins contribute.
+
+A record is a frozen description of one thing a user may choose: its name, what it can do, what may be set, and
+two functions. ``supports(ctx)`` returns ``None`` or the reason why not, in words a person can act on.
+``build(ctx, options)`` makes the object that runs; only ``build`` may import torch or triton, so that listing
+and explaining stay quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from octavo.config.schema import NoOptions, Section
+
+HOOK_API = (1, 0)
+"""Version of hooks, records and contracts. A plugin module may state ``OCTAVO_API = (major, minor)``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelProfile:
+    """What is known of a model before its weights are read: config.json or GGUF metadata, in one spelling.
+
+    ``config`` is the Hugging Face configuration (for GGUF: its translation). ``dtype`` is the checkpoint's.
+    ``digest`` identifies the weights for the prefix cache: equal for equal files, cheap to compute.
+    """
+
+    path: str
+    name: str
+    format: str  # "safetensors", "gguf" or "config" (no weights, for the dummy loader)
+    architecture: str
+    config: Mapping[str, Any]
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_length: int
+    dtype: str
+    tied_embeddings: bool
+    eos_ids: tuple[int, ...]
+    quantization: Mapping[str, Any] | None
+    generation: Mapping[str, Any]  # generation_config.json, or empty
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceProfile:
+    """The device an engine runs on. Memory in bytes; ``capability`` is CUDA's (9, 0) or ``None``."""
+
+    type: str  # "cpu" or "cuda"
+    index: int
+    name: str
+    capability: tuple[int, int] | None
+    total_memory: int
+    free_memory: int
+    cores: int
+
+    @property
+    def torch_name(self) -> str:
+        """The name ``torch.device`` takes."""
+        return self.type if self.type == "cpu" else f"{self.type}:{self.index}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Context:
+    """What ``supports`` and ``build`` may look at. Types are dtype names such as ``"bfloat16"``."""
+
+    model: ModelProfile
+    device: DeviceProfile
+    dtype: str
+    kv_dtype: str
+    block_size: int
+    max_length: int
+    max_sequences: int
+    max_batch_tokens: int
+    tensor_parallel: int = 1
+    rank: int = 0
+    seed: int = 0
+
+
+def always(_: Context) -> str | None:
+    """The ``supports`` of a record that works anywhere."""
+    return None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """Base of all records.
+
+    ``rank`` orders automatic choice: the highest supported one wins. A record with ``automatic=False`` is used
+    only where the configuration names it.
+    """
+
+    name: str
+    summary: str
+    build: Callable[..., Any]
+    options: type[Section] = NoOptions
+    rank: int = 0
+    automatic: bool = True
+    supports: Callable[[Context], str | None] = always
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoaderRecord(Record):
+    """``build`` returns a :class:`octavo.contracts.loading.ModelLoader`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArchitectureRecord(Record):
+    """``name`` is the Hugging Face architecture; ``build(ctx, options, parts)`` returns a ``CausalLM``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizationRecord(Record):
+    """``build`` returns a ``QuantScheme``. ``detect`` says whether a checkpoint is written in this scheme."""
+
+    detect: Callable[[ModelProfile], bool] = field(default=lambda _: False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttentionRecord(Record):
+    """``build`` returns an :class:`octavo.contracts.attention.AttentionBackend`."""
+
+    graph_safe: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpRecord(Record):
+    """Another implementation of one operation of :mod:`octavo.ops`; ``op`` is its name there."""
+
+    op: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PolicyRecord(Record):
+    """``build(options)`` returns a :class:`octavo.contracts.scheduling.SchedulingPolicy`. Pure Python."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogitsProcessorRecord(Record):
+    """``build`` returns a :class:`octavo.contracts.sampling.LogitsProcessor`.
+
+    ``speculation_safe``: correct when several positions of a row are judged in one step.
+    ``argmax_invariant``: never changes which token has the highest logit.
+    """
+
+    speculation_safe: bool
+    argmax_invariant: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExecutorRecord(Record):
+    """``build`` returns an :class:`octavo.contracts.executor.Executor`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ApiRecord(Record):
+    """``build(client, options)`` returns an :class:`octavo.contracts.api.ApiSurface`."""

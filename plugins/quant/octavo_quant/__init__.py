@@ -1,0 +1,1 @@
+"""Quantisation schemes of Octavo, each an entry point of its own."""
