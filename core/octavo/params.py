@@ -169,6 +169,4 @@ def _check_rules(params: SamplingParams) -> None:
         if type(token) is not int or not isinstance(bias, (int, float)) or not math.isfinite(bias):
             raise RequestError("logit_bias must map token ids to finite numbers.", param="logit_bias")
         if not -100 <= bias <= 100:
-            raise RequestError(
-                f"logit_bias of token {token} must be between -100 and 100.", param="logit_bias"
-            )
+            raise RequestError(f"logit_bias of token {token} must be between -100 and 100.", param="logit_bias")
