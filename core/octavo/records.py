@@ -77,6 +77,8 @@ class Context:
     max_sequences: int
     max_batch_tokens: int
     tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    data_parallel: int = 1
     rank: int = 0
     seed: int = 0
 
@@ -153,7 +155,8 @@ class LogitsProcessorRecord(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExecutorRecord(Record):
-    """``build`` returns an :class:`octavo.contracts.executor.Executor`."""
+    """``build(resolved, options)`` returns an :class:`octavo.contracts.executor.Executor`; ``resolved`` is an
+    :class:`octavo.assemble.Resolved`. ``supports`` says whether it runs as many ranks as the context asks for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,1 @@
+"""The built-in attention backend: plain torch, on any device."""

@@ -1,0 +1,1 @@
+"""The ``octavo`` command. Each subcommand is a module with ``configure(parser)`` and ``run(args)``."""

@@ -6,9 +6,10 @@ installed: see :mod:`octavo.config.compose`.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
 
 class Section(BaseModel):
@@ -21,63 +22,88 @@ class NoOptions(Section):
     """For records that have nothing to set."""
 
 
+def _check_use(value: Any) -> Any:
+    from octavo.records import Record  # records build on this module
+
+    if isinstance(value, Record) or (isinstance(value, str) and value):
+        return value
+    raise ValueError("should be a name (in Python: a name or a record)")
+
+
+def _check_options(value: Any) -> Any:
+    if isinstance(value, (Mapping, Section)):
+        return value
+    raise ValueError("should be a mapping of options")
+
+
+Use = Annotated[Any, PlainValidator(_check_use), WithJsonSchema({"type": "string"})]
+"""Which record a slot takes: its name. Python callers may give the record itself, which then needs no plugin."""
+
+Options = Annotated[Any, PlainValidator(_check_options), WithJsonSchema({"type": "object"})]
+"""Options of the record in ``use``: a mapping as it is read, the record's own ``Section`` once composed."""
+
+
 class PluginsSection(Section):
     """Which plugins are loaded, beside those found through entry points."""
 
-    autoload: bool = Field(True, description="Load every installed `octavo.plugins` entry point.")
-    enable: list[str] = Field([], description="Entry points to load when `autoload` is false.")
-    disable: list[str] = Field([], description="Entry points not to load.")
-    load: list[str] = Field([], description="Modules (`pkg.mod`) or files (`./plugin.py`) to load as well.")
+    autoload: bool = Field(default=True, description="Load every installed `octavo.plugins` entry point.")
+    enable: list[str] = Field(default=[], description="Entry points to load when `autoload` is false.")
+    disable: list[str] = Field(default=[], description="Entry points not to load.")
+    load: list[str] = Field(default=[], description="Modules (`pkg.mod`) or files (`./plugin.py`) to load as well.")
 
 
 class ModelSection(Section):
     """The model to serve."""
 
     path: str = Field(
-        "bundled:smollm2-135m-instruct",
+        default="bundled:smollm2-135m-instruct",
         description="A checkpoint folder, a .gguf file, or `bundled:NAME`.",
     )
-    name: str | None = Field(None, description="Name shown to clients; default: from the path.")
-    loader: str = Field("auto", description="How weights come in: `auto`, `safetensors`, `gguf`, `dummy`, …")
-    loader_options: dict[str, Any] = Field({}, description="Options of the loader.")
-    tokenizer: str | None = Field(None, description="Folder or file of the tokenizer; default: the model's.")
+    name: str | None = Field(default=None, description="Name shown to clients; default: from the path.")
+    loader: Use = Field(
+        default="auto", description="How weights come in: `auto`, `safetensors`, `gguf`, `dummy`, …"
+    )
+    loader_options: Options = Field(default={}, description="Options of the loader.")
+    tokenizer: str | None = Field(
+        default=None, description="Folder or file of the tokenizer; default: the model's."
+    )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
-        "auto",
+        default="auto",
         description="Type of weights and activations; auto: float32 on a CPU, the checkpoint's on a GPU.",
     )
-    max_length: int | Literal["auto"] = Field("auto", description="Longest prompt + answer, in tokens.")
-    device: str = Field("auto", description="`cpu`, `cuda`, `cuda:1`; auto: the first GPU, else the CPU.")
-    threads: int | None = Field(None, ge=1, description="CPU threads of the engine; default: all cores.")
-    chat_template: str | None = Field(None, description="Path of a Jinja file that replaces the model's.")
-    seed: int = Field(0, description="Seed for requests that bring none, and for dummy weights.")
-    trust_remote_code: bool = Field(False, description="Run Python code that ships with the checkpoint.")
+    max_length: int | Literal["auto"] = Field(default="auto", description="Longest prompt + answer, in tokens.")
+    device: str = Field(default="auto", description="`cpu`, `cuda`, `cuda:1`; auto: the first GPU, else the CPU.")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of the engine; default: all cores.")
+    chat_template: str | None = Field(default=None, description="Path of a Jinja file that replaces the model's.")
+    seed: int = Field(default=0, description="Seed for requests that bring none, and for dummy weights.")
+    trust_remote_code: bool = Field(default=False, description="Run Python code that ships with the checkpoint.")
 
 
 class CacheSection(Section):
     """The KV cache."""
 
-    block_size: int = Field(16, ge=1, le=256, description="Tokens a block.")
-    memory: float = Field(0.92, gt=0, le=1, description="Share of the GPU's memory that Octavo may use.")
-    cpu_memory_gib: float = Field(2.0, gt=0, description="KV cache size on a CPU, in GiB.")
-    blocks: int | None = Field(None, ge=2, description="Number of blocks; overrides the memory settings.")
+    block_size: int = Field(default=16, ge=1, le=256, description="Tokens a block.")
+    memory: float = Field(default=0.92, gt=0, le=1, description="Share of the GPU's memory that Octavo may use.")
+    cpu_memory_gib: float = Field(default=2.0, gt=0, description="KV cache size on a CPU, in GiB.")
+    blocks: int | None = Field(default=None, ge=2, description="Number of blocks; overrides the memory settings.")
     dtype: Literal["auto", "float32", "float16", "bfloat16", "fp8_e4m3"] = "auto"
-    prefix_caching: bool = Field(True, description="Reuse the KV blocks of equal prompt beginnings.")
+    prefix_caching: bool = Field(default=True, description="Reuse the KV blocks of equal prompt beginnings.")
 
 
 class SchedulerLimits(Section):
     """The part of `scheduler` that belongs to the core, whatever the policy."""
 
-    max_sequences: int = Field(256, ge=1, le=4096, description="Sequences running at once.")
-    max_batch_tokens: int = Field(8192, ge=1, description="Token budget of one step.")
-    max_queue: int = Field(4096, ge=1, description="Waiting requests; one more is refused with 503.")
+    max_sequences: int = Field(default=256, ge=1, le=4096, description="Sequences running at once.")
+    max_batch_tokens: int = Field(default=8192, ge=1, description="Token budget of one step.")
+    max_queue: int = Field(default=4096, ge=1, description="Waiting requests; one more is refused with 503.")
 
 
 class ParallelSection(Section):
     """How many ranks the model is spread over."""
 
-    tensor_parallel: int = Field(1, ge=1)
-    pipeline_parallel: int = Field(1, ge=1)
-    data_parallel: int = Field(1, ge=1)
+    tensor_parallel: int = Field(default=1, ge=1)
+    pipeline_parallel: int = Field(default=1, ge=1)
+    data_parallel: int = Field(default=1, ge=1)
 
 
 class AdapterSection(Section):

@@ -52,11 +52,12 @@ class SchedulingPolicy(Protocol):
 
     def order(self, requests: Sequence[RequestView], load: LoadView) -> Iterable[int]:
         """Indices of ``requests``, the one to serve first coming first. May be lazy; may leave some out,
-        which then wait. Called for the waiting and for the running requests."""
+        which then wait. Called for the waiting and for the running requests, each in order of arrival."""
         ...
 
     def victim(self, candidates: Sequence[RequestView], load: LoadView) -> int:
-        """Index of the running request to preempt when blocks run out. ``candidates`` is never empty."""
+        """Index of the running request to preempt when blocks run out. ``candidates``, in order of arrival, is
+        never empty."""
         ...
 
     def prefill_budget(self, load: LoadView, decodes: int, budget: int) -> int:

@@ -1,0 +1,1 @@
+"""Layers and architectures of the core, written for N ranks."""

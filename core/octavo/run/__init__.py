@@ -1,0 +1,1 @@
+"""Running steps on a device: rows, step inputs, forward, sampling."""

@@ -1,0 +1,1 @@
+"""The testing kit for plugin authors: small models, simulated engines. Public, and itself under test."""

@@ -1,0 +1,98 @@
+"""``octavo serve``: a model behind the API surfaces that the launch file names."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import socket
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from octavo.cli.arguments import add_config
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from octavo.cli.listen import Served
+    from octavo.cli.serving import Listeners, ServedEngine
+
+_CHAT: Final = "/v1/chat/completions"
+_log = logging.getLogger("octavo.serve")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the launch file and the most frequent overrides."""
+    add_config(parser)
+    parser.add_argument("--model", metavar="PATH", help="same as --set model.path=PATH")
+    parser.add_argument("--host", help="address that the first surface listens on")
+    parser.add_argument("--port", type=int, help="port that the first surface listens on; 0 takes a free one")
+    parser.add_argument(
+        "--drain",
+        type=float,
+        default=20.0,
+        metavar="SECONDS",
+        help="how long requests may go on after SIGTERM or Ctrl-C (default: 20)",
+    )
+    parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="info")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until a signal comes."""
+    began = time.monotonic()
+    _set_up_logging(args.log_level)
+    from octavo.cli.listen import by_address, open_socket, served
+    from octavo.config.compose import load_launch
+
+    config, host = load_launch(args.config, [*args.overrides, *_overrides(args)])
+    groups = by_address(served(config, host))
+    listeners: Listeners = [(open_socket(*address), group) for address, group in groups.items()]
+
+    from octavo.cli.serving import serve
+
+    def announce(engine: ServedEngine, apps: Sequence[FastAPI]) -> None:
+        for (listener, group), app in zip(listeners, apps, strict=True):
+            _announce(engine, listener, group, app, time.monotonic() - began)
+
+    try:
+        return asyncio.run(serve(config, host, listeners, drain=args.drain, announce=announce))
+    finally:
+        for listener, _ in listeners:
+            listener.close()
+
+
+def _overrides(args: argparse.Namespace) -> list[str]:
+    """JSON is YAML, so any text can be given."""
+    given = {"model.path": args.model, "api.0.options.host": args.host, "api.0.options.port": args.port}
+    return [f"{path}={json.dumps(value)}" for path, value in given.items() if value is not None]
+
+
+def _set_up_logging(level: str) -> None:
+    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+
+
+def _announce(
+    engine: ServedEngine, listener: socket.socket, group: Sequence[Served], app: FastAPI, seconds: float
+) -> None:
+    from octavo.cli.listen import routes_of
+
+    url = _url(listener)
+    names = ", ".join(each.record.name for each in group)
+    _log.info("%s is ready at %s (%s) after %.1f s", engine.model_name, url, names, seconds)
+    if any(path == _CHAT for path, _ in routes_of(app.router, "")):
+        _log.info(
+            "try: curl %s%s -H 'Content-Type: application/json' "
+            """-d '{"messages": [{"role": "user", "content": "What is the capital of France?"}]}'""",
+            url,
+            _CHAT,
+        )
+
+
+def _url(listener: socket.socket) -> str:
+    """Where this machine reaches ``listener``."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,100 @@
+"""From a decided engine to one that runs; and what a process of its own is started with."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import msgspec
+
+from octavo.assemble import Resolved, build_executor, build_policy, rebuild
+from octavo.cache.blocks import BlockPool
+from octavo.cache.prefix import root_hash
+from octavo.config.launch import LaunchConfig
+from octavo.engine.core import EngineCore
+from octavo.engine.messages import Ready
+from octavo.errors import ConfigError, NotFoundError
+from octavo.params import SamplingParams
+from octavo.plugins.report import PluginLock
+from octavo.records import Context
+from octavo.scheduling.scheduler import Scheduler
+
+_log = logging.getLogger("octavo.engine")
+
+
+class Boot(msgspec.Struct, frozen=True):
+    """What an engine process needs: ``launch`` is :meth:`LaunchConfig.to_mapping`, ``folder`` holds the sockets,
+    ``log_level`` is Python's."""
+
+    lock: PluginLock
+    launch: dict[str, Any]
+    folder: str
+    log_level: int
+
+    def build(self) -> EngineCore:
+        """Load the plugins of the lock, compose the configuration again, and build the engine."""
+        return build_core(rebuild(self.lock, self.launch))
+
+
+def build_core(resolved: Resolved) -> EngineCore:
+    """Load the model and put the loop around it.
+
+    Raises what :func:`octavo.assemble.build_executor` raises, and :class:`ConfigError` when the KV cache can't
+    hold one request of the length that was asked for.
+    """
+    config, context = resolved.config, resolved.context
+    executor = build_executor(resolved)
+    try:
+        pool = BlockPool(executor.num_blocks)
+        max_length = _max_length(config, context, pool.total * context.block_size)
+        scheduler = Scheduler(
+            pool=pool,
+            policy=build_policy(resolved),
+            policy_name=resolved.choices["policy"].name,
+            block_size=context.block_size,
+            max_sequences=context.max_sequences,
+            max_batch_tokens=context.max_batch_tokens,
+            max_length=max_length,
+            max_queue=config.scheduler.max_queue,
+            prefix_caching=config.cache.prefix_caching,
+        )
+        processors = resolved.build_processors()
+    except BaseException:
+        executor.stop()
+        raise
+
+    def root(adapter: str | None, cache_salt: str | None) -> bytes:
+        if adapter is not None:
+            raise NotFoundError(f"there is no adapter {adapter!r} in this engine.", param="model")
+        return root_hash(context.model.digest, context.kv_dtype, None, cache_salt)
+
+    def validate(params: SamplingParams) -> None:
+        for processor in processors:
+            processor.validate(params)
+
+    ready = Ready(
+        context=context,
+        num_blocks=pool.total,
+        max_length=max_length,
+        max_queue=config.scheduler.max_queue,
+        processors=[choice.name for choice in resolved.processors],
+    )
+    return EngineCore(scheduler=scheduler, executor=executor, ready=ready, root=root, validate=validate)
+
+
+def _max_length(config: LaunchConfig, context: Context, capacity: int) -> int:
+    """The context length, or what the cache can hold of it."""
+    if capacity >= context.max_length:
+        return context.max_length
+    if config.model.max_length != "auto":
+        raise ConfigError(
+            f"is {context.max_length}, but the KV cache holds {capacity} tokens. Lower it, or give the cache more "
+            f"memory (cache.blocks, cache.memory, cache.cpu_memory_gib).",
+            "model.max_length",
+        )
+    _log.warning(
+        "the KV cache holds %d tokens, so the context length is that instead of the model's %d",
+        capacity,
+        context.max_length,
+    )
+    return capacity

@@ -1,0 +1,293 @@
+"""The engine: one loop that schedules steps, launches them and reports what they brought.
+
+The order of the lines in ``_advance`` is the whole of "overlap": where the executor allows steps in flight, the
+next one is launched before the last one's tokens are read.
+
+A request can be wrong; it is then refused, and the loop goes on. If the scheduler or the executor fails, nothing
+about the engine's state can be trusted any more: it ends, and says why.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import msgspec
+
+from octavo.contracts.api import EngineStats
+from octavo.contracts.executor import Executor, PendingStep, RowLogprobs
+from octavo.engine.failures import describe
+from octavo.engine.messages import (
+    SEED_MASK,
+    Abort,
+    Beat,
+    Fatal,
+    FromEngine,
+    Output,
+    Outputs,
+    Ready,
+    Rejected,
+    ResetPrefixCache,
+    Stop,
+    Submit,
+    ToEngine,
+    TokenScore,
+)
+from octavo.errors import EngineDeadError, RequestError
+from octavo.params import SamplingParams
+from octavo.scheduling.request import Request
+from octavo.scheduling.scheduler import Scheduler
+from octavo.scheduling.step import Progress, Scheduled
+
+BEAT_SECONDS: Final = 0.25
+_BLOCKED_SECONDS: Final = 0.005  # between attempts while a policy holds all requests back
+_log = logging.getLogger("octavo.engine")
+
+RootHash = Callable[[str | None, str | None], bytes]
+"""Adapter name and cache salt to the root of the prefix chain; :class:`NotFoundError` for unknown adapters."""
+
+
+class Channel(Protocol):
+    """How messages reach the loop and leave it."""
+
+    def receive(self, timeout: float) -> list[ToEngine]:
+        """What has come; waits up to ``timeout`` seconds for the first message."""
+        ...
+
+    def send(self, messages: list[FromEngine]) -> None: ...
+
+
+class EngineCore:
+    """Scheduler and executor in one loop. Not thread-safe: ``handle`` and ``step`` belong to one thread.
+
+    ``ready`` tells the other side what was built; ``validate`` raises :class:`RequestError` for parameters that
+    a logits processor refuses. ``failure`` is the error that ended the engine.
+    """
+
+    def __init__(
+        self,
+        *,
+        scheduler: Scheduler,
+        executor: Executor,
+        ready: Ready,
+        root: RootHash,
+        validate: Callable[[SamplingParams], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.ready = ready
+        self.failure: Exception | None = None
+        self._scheduler = scheduler
+        self._executor = executor
+        self._root = root
+        self._validate = validate
+        self._clock = clock
+        self._flying: deque[tuple[Scheduled, PendingStep]] = deque()
+        self._outbox: list[FromEngine] = []
+        self._scheduled_at: dict[int, float] = {}
+        self._next_beat = 0.0
+        self._blocked = False  # there is work, but the scheduler had nothing to launch
+        self._checked = True  # nothing happened since the books were last checked
+
+    @property
+    def patience(self) -> float:
+        """Seconds for which the loop may wait for a message."""
+        if self._blocked:
+            return _BLOCKED_SECONDS
+        return 0.0 if self._flying or self._scheduler.has_work else BEAT_SECONDS
+
+    @property
+    def busy(self) -> bool:
+        """True while requests are unfinished or steps in flight."""
+        return bool(self._flying) or self._scheduler.has_work
+
+    def check(self, submit: Submit) -> None:
+        """Refuse what would harm the engine, though the other side has looked at it already.
+
+        Raises :class:`RequestError`.
+        """
+        vocab_size = self.ready.context.model.vocab_size
+        submit.params.check_vocabulary(vocab_size)
+        for name, ids in (
+            ("prompt", submit.prompt_ids),
+            ("stop_token_ids", submit.stop_ids),
+            *(("bad_words", ids) for ids in submit.bad_word_ids),
+        ):
+            if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
+                raise RequestError(
+                    f"{name} contains a token id that is not between 0 and {vocab_size - 1}.", param=name
+                )
+        if self._validate is not None:
+            self._validate(submit.params)
+
+    def handle(self, message: ToEngine) -> None:
+        """Take one message. Never raises; a request that is wrong is answered with :class:`Rejected`."""
+        if self.failure is not None:
+            return
+        try:
+            match message:
+                case Submit():
+                    self._submit(message)
+                case Abort():
+                    for request_id in message.ids:
+                        self._scheduler.abort(request_id)
+                        self._scheduled_at.pop(request_id, None)
+                case ResetPrefixCache():
+                    self._scheduler.reset_prefix_cache()
+                case Stop():
+                    pass  # the loop's business
+        except Exception as error:
+            self._fail(error)
+
+    def step(self) -> list[FromEngine]:
+        """One turn of the loop: what there is to send. Ends with :class:`Fatal` when the engine can't go on."""
+        if self.failure is None:
+            try:
+                self._advance()
+            except Exception as error:
+                self._fail(error)
+            except BaseException:  # Ctrl-C in the middle of a step: the books are half written
+                self.failure = EngineDeadError("a step of the engine was interrupted.")
+                raise
+        messages, self._outbox = self._outbox, []
+        return messages
+
+    def stats(self) -> EngineStats:
+        """Figures as of now."""
+        return self._scheduler.stats()
+
+    def stop(self) -> None:
+        """Free what the executor holds."""
+        try:
+            self._executor.stop()
+        except Exception:
+            _log.exception("the executor failed to stop")
+
+    def _fail(self, error: Exception) -> None:
+        _log.error("the engine has failed", exc_info=error)
+        self.failure = error
+        self._outbox.append(Fatal(describe(error)))
+
+    def _advance(self) -> None:
+        scheduled = self._scheduler.schedule()
+        if scheduled is not None:
+            self._flying.append((scheduled, self._executor.launch(scheduled.plan)))
+            self._note_starts(scheduled)
+        if self._flying and (scheduled is None or len(self._flying) > self._executor.depth):
+            done, pending = self._flying.popleft()
+            self._report(self._scheduler.update(done, pending.result()))
+        self._blocked = scheduled is None and not self._flying and self._scheduler.has_work
+        self._keep_time(idle=scheduled is None and not self.busy)
+
+    def _note_starts(self, scheduled: Scheduled) -> None:
+        if scheduled.plan.starts:
+            rows = {start.row for start in scheduled.plan.starts}
+            now = self._clock()
+            for request in scheduled.requests:
+                if request.row in rows:
+                    self._scheduled_at.setdefault(request.id, now)
+
+    def _report(self, progress: list[Progress]) -> None:
+        if progress:
+            self._outbox.append(Outputs([self._output(item) for item in progress]))
+
+    def _output(self, progress: Progress) -> Output:
+        request = progress.request
+        output = Output(request.id, progress.token_ids)
+        if progress.logprobs is not None:
+            output.scores = [_score(entry) for entry in progress.logprobs]
+        if progress.prompt_logprobs is not None:
+            output.prompt_scores = [_score(entry) for entry in progress.prompt_logprobs]
+        if progress.first:
+            output.cached_tokens = request.cached_tokens
+            output.scheduled_at = self._scheduled_at.pop(request.id, None)
+        if progress.finish_reason is not None:
+            output.finish_reason, output.stop_reason = progress.finish_reason, request.stop_reason
+            output.error = progress.error
+            self._scheduled_at.pop(request.id, None)
+        return output
+
+    def _keep_time(self, idle: bool) -> None:
+        """Beat at most every quarter of a second; check the books when there was time to rest since the work."""
+        self._checked = self._checked and idle
+        now = self._clock()
+        if now < self._next_beat:
+            return
+        self._next_beat = now + BEAT_SECONDS
+        if idle and not self._checked:
+            self._scheduler.check()
+            self._checked = True
+        self._outbox.append(Beat(self.stats()))
+
+    def _submit(self, submit: Submit) -> None:
+        added: list[int] = []
+        try:
+            self.check(submit)
+            root = self._root(submit.adapter, submit.cache_salt)
+            for index in range(submit.params.n):
+                request = _request(submit, index, root)
+                self._scheduler.add(request)
+                added.append(request.id)
+        except Exception as error:
+            for request_id in added:
+                self._scheduler.abort(request_id)
+            self._outbox.append(Rejected(submit.id, describe(_refusal(error))))
+
+
+def serve(core: EngineCore, channel: Channel) -> None:
+    """Run until told to stop, or until the engine fails."""
+    try:
+        while core.failure is None:
+            for message in channel.receive(core.patience):
+                if isinstance(message, Stop):
+                    return
+                core.handle(message)
+            if messages := core.step():
+                channel.send(messages)
+    finally:
+        core.stop()
+
+
+def _request(submit: Submit, index: int, root: bytes) -> Request:
+    params = submit.params
+    if index and params.prompt_logprobs is not None:  # the answers share their prompt: one of them scores it
+        params = msgspec.structs.replace(params, prompt_logprobs=None)
+    return Request(
+        id=submit.id + index,
+        prompt_ids=submit.prompt_ids,
+        params=params,
+        max_tokens=submit.max_tokens,
+        root=root,
+        priority=submit.priority,
+        arrival=submit.arrival,
+        adapter=submit.adapter,
+        stop_ids=frozenset(submit.stop_ids),
+        eos_ids=frozenset(submit.eos_ids),
+        seed=(submit.seed + index) & SEED_MASK,
+        bad_word_ids=submit.bad_word_ids,
+    )
+
+
+def _refusal(error: Exception) -> RequestError:
+    """What the client is told. An error that is not about the request is Octavo's or a plugin's: 500."""
+    if isinstance(error, RequestError):
+        return error
+    _log.error("a request could not be admitted", exc_info=error)
+    refusal = RequestError(
+        f"the engine could not take this request: {type(error).__name__}: {error}", code="internal_error"
+    )
+    refusal.status = 500
+    return refusal
+
+
+def _score(entry: RowLogprobs) -> TokenScore:
+    """As plain numbers: an executor may well hand out numpy's."""
+    return TokenScore(
+        int(entry.token),
+        float(entry.logprob),
+        int(entry.rank),
+        [int(token) for token in entry.top_ids],
+        [float(logprob) for logprob in entry.top_logprobs],
+    )

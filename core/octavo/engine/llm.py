@@ -1,0 +1,294 @@
+"""The engine as a script sees it: prompts in, finished answers out."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from tqdm import tqdm
+
+from octavo.assemble import resolve
+from octavo.contracts.api import Delta, EngineStats
+from octavo.engine.answers import Answers
+from octavo.engine.boot import build_core
+from octavo.engine.failures import restore
+from octavo.engine.frontend import ConfigArgument, Frontend, ModelArgument, launch
+from octavo.engine.messages import Abort, Fatal, FromEngine, Outputs, Rejected, ResetPrefixCache, Submit
+from octavo.engine.observers import Observers
+from octavo.engine.outputs import CompletionOutput, RequestMetrics, RequestOutput
+from octavo.errors import EngineDeadError, RequestError
+from octavo.params import SamplingParams
+
+if TYPE_CHECKING:
+    from octavo.explain import Explanation
+
+Prompt = str | Sequence[int]
+Messages = Sequence[Mapping[str, Any]]
+Params = SamplingParams | Sequence[SamplingParams] | None
+
+
+@dataclass(slots=True)
+class _Job:
+    submit: Submit
+    answers: Answers
+    output: RequestOutput
+
+
+class LLM:
+    """An engine in this process, without sockets or threads: the same loop that serves.
+
+    ``model`` is a checkpoint path (or the whole ``model`` section), ``config`` a YAML file or mapping; further
+    keywords are sections of it, and ``plugins`` objects with hooks. ::
+
+        with LLM("./model", cache={"blocks": 512}) as llm:
+            print(llm.generate("Once upon a time")[0].outputs[0].text)
+
+    Raises :class:`ConfigError`, :class:`PluginError` and :class:`CheckpointError`. Calls from several threads
+    take turns.
+    """
+
+    def __init__(
+        self,
+        model: ModelArgument = None,
+        *,
+        config: ConfigArgument = None,
+        plugins: Sequence[object] = (),
+        **sections: Any,
+    ) -> None:
+        self.config, self.host = launch(model, config, plugins, sections)
+        self._frontend = Frontend(self.config, self.host)
+        self._resolved = resolve(self.config, self.host)
+        self._core = build_core(self._resolved)
+        self._frontend.open(self._core.ready)
+        self._observers = Observers(self.host)
+        self._turn = threading.Lock()
+        self._closed = False
+        self.host.engine_started(self._core.ready.context)
+
+    @property
+    def max_length(self) -> int:
+        """Longest prompt + answer, in tokens."""
+        return self._frontend.max_length
+
+    @property
+    def default_sampling(self) -> dict[str, Any]:
+        """What the checkpoint recommends; used where no parameters are given."""
+        return dict(self._frontend.default_sampling)
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: Params = None, *, use_tqdm: bool = False
+    ) -> list[RequestOutput]:
+        """Answer prompts, each text or token ids; one output a prompt, in order.
+
+        ``params`` are for all prompts, or one for each; without, the checkpoint's defaults and 16 tokens.
+        Raises :class:`RequestError` for any of the prompts before work on the first begins.
+        """
+        chosen = params if params is not None else SamplingParams(**self.default_sampling)
+        return self._answer([(prompt, True) for prompt in _prompts(prompts)], chosen, use_tqdm)
+
+    def chat(
+        self,
+        messages: Messages | Sequence[Messages],
+        params: Params = None,
+        *,
+        use_tqdm: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        template_options: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer a conversation, or several: lists of ``{"role": …, "content": …}``.
+
+        Without ``params``, the checkpoint's defaults, and an answer as long as the model makes it.
+        """
+        chosen = params if params is not None else SamplingParams(max_tokens=None, **self.default_sampling)
+        prompts = [
+            self._frontend.render_chat(
+                conversation,
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                options=template_options,
+            )
+            for conversation in _conversations(messages)
+        ]
+        return self._answer([(prompt, False) for prompt in prompts], chosen, use_tqdm)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text."""
+        return self._frontend.encode(text, add_special_tokens)
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """Text of token ids."""
+        return self._frontend.decode(token_ids, skip_special_tokens)
+
+    def stats(self) -> EngineStats:
+        """Figures as of now."""
+        return self._core.stats()
+
+    def explain(self) -> Explanation:
+        """Why this engine is what it is; ``print(llm.explain().text())``."""
+        from octavo.explain import explain
+
+        return explain(self._resolved)
+
+    def reset_prefix_cache(self) -> None:
+        """Forget cached blocks."""
+        self._core.handle(ResetPrefixCache())
+
+    def close(self) -> None:
+        """Free the model and its cache. The engine is of no use afterwards."""
+        if not self._closed:
+            self._closed = True
+            self.host.engine_stopping()
+            self._core.stop()
+            self._observers.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _answer(
+        self, prompts: Sequence[tuple[Prompt, bool]], params: SamplingParams | Sequence[SamplingParams], bar: bool
+    ) -> list[RequestOutput]:
+        if self._closed:
+            raise EngineDeadError("this engine has been closed.")
+        if self._core.failure is not None:
+            raise EngineDeadError(f"the engine has ended: {self._core.failure}") from self._core.failure
+        each = _params_for(params, len(prompts))
+        with self._turn:
+            jobs = [self._admit(*prompt, wanted) for prompt, wanted in zip(prompts, each, strict=True)]
+            with tqdm(total=len(jobs), unit="prompt", disable=not bar) as progress, _polite_interrupts() as check:
+                self._run(jobs, progress.update, check)
+        return [job.output for job in jobs]
+
+    def _admit(self, prompt: Prompt, add_special_tokens: bool, params: SamplingParams) -> _Job:
+        prompt_ids, bad_word_ids = self._frontend.admission.prepare(prompt, params, add_special_tokens)
+        submit, answers = self._frontend.submit(prompt_ids, bad_word_ids, params)
+        self._core.check(submit)
+        outputs = [CompletionOutput(index, "", []) for index in range(params.n)]
+        text = prompt if isinstance(prompt, str) else None
+        return _Job(submit, answers, RequestOutput(answers.label, text, prompt_ids, outputs))
+
+    def _run(self, jobs: Sequence[_Job], finished: Callable[[], object], check: Callable[[], None]) -> None:
+        waiting, live = deque(jobs), dict[int, _Job]()
+        try:
+            while waiting or live:
+                check()
+                while waiting and self._has_room(len(live), waiting[0].submit.params.n):
+                    job = waiting.popleft()
+                    live.update(dict.fromkeys(job.answers.ids, job))
+                    self._core.handle(job.submit)
+                for message in self._core.step():
+                    self._take(message, live, finished)
+        finally:
+            self._core.handle(Abort(list(live)))
+
+    def _has_room(self, live: int, more: int) -> bool:
+        return not live or live + more <= self._core.ready.max_queue
+
+    def _take(self, message: FromEngine, live: dict[int, _Job], finished: Callable[[], object]) -> None:
+        match message:
+            case Outputs():
+                now = time.monotonic()
+                for output in message.outputs:
+                    job = live.get(output.id)
+                    if job is None:
+                        continue
+                    deltas, abort = job.answers.push(output, now)
+                    for delta in deltas:
+                        _append(job.output, delta)
+                    if abort is not None:
+                        self._core.handle(Abort([abort]))
+                    if output.id not in job.answers.unfinished:
+                        del live[output.id]
+                        self._finish(job, now, finished)
+            case Rejected():
+                raise restore(message.failure)
+            case Fatal():
+                raise EngineDeadError(f"the engine has ended: {message.failure.message}") from self._core.failure
+
+    def _finish(self, job: _Job, now: float, finished: Callable[[], object]) -> None:
+        if job.answers.unfinished:
+            return
+        summary = job.answers.summary(now)
+        job.output.finished = True
+        job.output.metrics = RequestMetrics(summary.queue_time, summary.time_to_first_token, summary.duration)
+        if self._observers.wanted:
+            self._observers.tell(summary)
+        finished()
+
+
+def _append(output: RequestOutput, delta: Delta) -> None:
+    if delta.prompt is not None:
+        output.prompt_logprobs = delta.prompt.logprobs
+        output.num_cached_tokens = delta.prompt.cached_tokens
+    answer = output.outputs[delta.index]
+    answer.text += delta.text
+    answer.token_ids += delta.token_ids
+    if delta.logprobs is not None:
+        answer.logprobs = (answer.logprobs or []) + delta.logprobs
+    answer.finish_reason, answer.stop_reason = delta.finish_reason, delta.stop_reason
+
+
+def _prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """A single text or list of ids is one prompt; anything else is a list of prompts."""
+    if isinstance(prompts, str):
+        return [prompts]
+    items: list[Any] = list(prompts)
+    return [items] if items and not hasattr(items[0], "__len__") else items
+
+
+def _conversations(messages: Messages | Sequence[Messages]) -> list[Messages]:
+    items: list[Any] = list(messages)
+    return [items] if items and isinstance(items[0], Mapping) else items
+
+
+def _params_for(params: SamplingParams | Sequence[SamplingParams], count: int) -> list[SamplingParams]:
+    each = [params] * count if isinstance(params, SamplingParams) else list(params)
+    if len(each) != count:
+        raise RequestError(f"there are {count} prompts and {len(each)} sampling parameters.", param="params")
+    wrong = next((item for item in each if not isinstance(item, SamplingParams)), None)
+    if wrong is not None:
+        raise RequestError(f"params must be SamplingParams, not {type(wrong).__name__}.", param="params")
+    return each
+
+
+@contextlib.contextmanager
+def _polite_interrupts() -> Iterator[Callable[[], None]]:
+    """Ctrl-C takes effect between two steps, so that the engine survives it; a second one, at once.
+
+    Yields the function that raises :class:`KeyboardInterrupt` if there was one.
+    """
+    asked = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    def check() -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    ours = threading.current_thread() is threading.main_thread()
+    ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,0 +1,108 @@
+"""The small layers: norm, embedding, language-model head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from octavo.contracts.linear import LinearSpec
+from octavo.contracts.model import WeightSlot
+from octavo.model.parallel import shard_slice
+from octavo.model.parts import Parts
+
+
+class RMSNorm:
+    """Root-mean-square norm; with a residual, adds to it first (in place)."""
+
+    def __init__(self, parts: Parts, name: str, size: int, eps: float) -> None:
+        self.name, self.eps = name, eps
+        self.weight = torch.empty(size, dtype=parts.dtype, device=parts.device)
+        self._norm, self._add_norm = parts.ops.rms_norm, parts.ops.add_rms_norm
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        out: Tensor = (
+            self._norm(x, self.weight, self.eps)
+            if residual is None
+            else self._add_norm(x, residual, self.weight, self.eps)
+        )
+        return out
+
+    def slots(self) -> list[WeightSlot]:
+        return [whole_slot(f"{self.name}.weight", self.weight)]
+
+
+class Embedding:
+    """Token embedding, its vocabulary divided among ranks."""
+
+    def __init__(self, parts: Parts, name: str, vocab_size: int, size: int) -> None:
+        self.name, self.vocab_size, self._ranks = name, vocab_size, parts.ranks
+        self._shard = shard_slice(vocab_size, parts.ranks.size, parts.ranks.rank)
+        rows = -(-vocab_size // parts.ranks.size)
+        self.weight = torch.zeros(rows, size, dtype=parts.dtype, device=parts.device)
+
+    def __call__(self, token_ids: Tensor) -> Tensor:
+        if self._ranks.size == 1:
+            return F.embedding(token_ids, self.weight)
+        local = token_ids - self._shard.start
+        outside = (local < 0) | (token_ids >= self._shard.stop)
+        rows = F.embedding(local.masked_fill(outside, 0), self.weight).masked_fill_(outside.unsqueeze(-1), 0)
+        return self._ranks.all_reduce(rows)
+
+    def slots(self) -> list[WeightSlot]:
+        return [vocab_slot(f"{self.name}.weight", self.weight, self.vocab_size, self._shard)]
+
+
+class LMHead:
+    """Hidden states to float32 logits over the whole vocabulary; shares the embedding's weight where tied."""
+
+    def __init__(self, parts: Parts, name: str, vocab_size: int, size: int, tied: Embedding | None) -> None:
+        self._ranks, self._vocab_size, self._tied = parts.ranks, vocab_size, tied
+        self._shard = shard_slice(vocab_size, parts.ranks.size, parts.ranks.rank)
+        rows = -(-vocab_size // parts.ranks.size)
+        self.spec = LinearSpec(
+            name=name, in_features=size, out_parts=(rows,), bias=False, dtype=parts.dtype, device=parts.device
+        )
+        self.method = parts.method_for(self.spec)
+        self.params = dict(self.method.params(self.spec))
+        self.raw = (
+            {} if tied else {key: self._empty(param.shape, param.dtype) for key, param in self.params.items()}
+        )
+        self.weights: Any = None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        logits = self._ranks.gather_last(self.method.apply(self.weights, hidden, None))
+        return logits[:, : self._vocab_size].float()
+
+    def slots(self) -> list[WeightSlot]:
+        return [
+            vocab_slot(f"{self.spec.name}.{key}", tensor, self._vocab_size, self._shard)
+            for key, tensor in self.raw.items()
+        ]
+
+    def finalize(self) -> None:
+        """Repack, from the embedding where tied."""
+        raw = {"weight": self._tied.weight} if self._tied else self.raw
+        self.weights = self.method.finalize(self.spec, raw)
+        self.raw = {}
+
+    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=self.spec.device)
+
+
+def whole_slot(source: str, target: Tensor) -> WeightSlot:
+    """A tensor that every rank holds whole."""
+    shape = tuple(target.shape)
+    return WeightSlot(source=source, shape=shape, shard=(slice(None),) * len(shape), target=target)
+
+
+def vocab_slot(source: str, target: Tensor, vocab_size: int, shard: slice) -> WeightSlot:
+    """A tensor whose first axis is the vocabulary, of which this rank holds ``shard``."""
+    return WeightSlot(
+        source=source,
+        shape=(vocab_size, *target.shape[1:]),
+        shard=(shard, *(slice(None),) * (target.dim() - 1)),
+        target=target[: shard.stop - shard.start],
+    )

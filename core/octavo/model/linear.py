@@ -1,0 +1,143 @@
+"""Linear layers over any quantisation scheme, merged and divided among ranks by their ``ParamSpec``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from octavo.contracts.linear import LinearSpec, ParamSpec
+from octavo.contracts.model import WeightSlot
+from octavo.model.parallel import shard_slice
+from octavo.model.parts import Parts
+
+Division = Literal["column", "row", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One checkpoint layer inside a merged one: its module path and whole output size.
+
+    ``copies`` ranks share one shard: key and value heads, when there are fewer of them than ranks.
+    """
+
+    module: str
+    out_features: int
+    copies: int = 1
+
+
+class Linear:
+    """``y = x W^T + b``.
+
+    ``column`` division splits the outputs among ranks, ``row`` the inputs (and sums the products over ranks).
+    """
+
+    def __init__(
+        self, parts: Parts, modules: Sequence[Part], in_features: int, *, bias: bool, division: Division = "column"
+    ) -> None:
+        self._parts = parts
+        self._modules = tuple(modules)
+        self._division = division
+        self._full_in = in_features
+        ranks = parts.ranks
+        local_in = ranks.divide(in_features, "in_features") if division == "row" else in_features
+        self.spec = LinearSpec(
+            name=self._modules[0].module,
+            in_features=local_in,
+            out_parts=tuple(self._local_out(part) for part in self._modules),
+            bias=bias,
+            dtype=parts.dtype,
+            device=parts.device,
+        )
+        self.method = parts.method_for(self.spec)
+        self.params = dict(self.method.params(self.spec))
+        self.raw = {
+            name: torch.empty(self._stored_shape(param), dtype=param.dtype, device=parts.device)
+            for name, param in self.params.items()
+        }
+        self.bias = torch.empty(self.spec.out_features, dtype=parts.dtype, device=parts.device) if bias else None
+        self.weights: Any = None
+        self._reduce = ranks.all_reduce if division == "row" and ranks.size > 1 else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self._reduce is None:
+            return self.method.apply(self.weights, x, self.bias)
+        out = self._reduce(self.method.apply(self.weights, x, None))
+        return out if self.bias is None else out.add_(self.bias)
+
+    def finalize(self) -> None:
+        """Let the method repack what was loaded; tensors it does not keep are freed.
+
+        Optional tensors that the checkpoint lacked are left out.
+        """
+        missing = {slot.source for slot in self._slots if slot.optional and not slot.loaded}
+        raw = {
+            name: tensor
+            for name, tensor in self.raw.items()
+            if not all(f"{part.module}.{name}" in missing for part in self._modules)
+        }
+        self.weights = self.method.finalize(self.spec, raw)
+        self.raw = {}
+
+    def slots(self) -> list[WeightSlot]:
+        """One slot for each checkpoint tensor: every parameter of every part."""
+        self._slots = [
+            self._slot(part, index, name, param)
+            for index, part in enumerate(self._modules)
+            for name, param in self.params.items()
+        ]
+        if self.bias is not None:
+            spec = ParamSpec(shape=tuple(self.bias.shape), dtype=self.bias.dtype, out_axis=0)
+            self._slots += [
+                self._slot(part, index, "bias", spec, self.bias) for index, part in enumerate(self._modules)
+            ]
+        return self._slots
+
+    def _local_out(self, part: Part) -> int:
+        if self._division != "column":
+            return part.out_features
+        shards = self._parts.ranks.size // part.copies
+        if part.out_features % max(shards, 1):
+            raise ValueError(f"{part.module}: {part.out_features} outputs can't be divided among {shards} ranks.")
+        return part.out_features // shards
+
+    def _stored_shape(self, param: ParamSpec) -> tuple[int, ...]:
+        return (len(self._modules), *param.shape) if param.per_part else param.shape
+
+    def _slot(self, part: Part, index: int, name: str, param: ParamSpec, store: Tensor | None = None) -> WeightSlot:
+        target = self.raw[name] if store is None else store
+        if param.per_part:
+            target = target[index]
+        shape, shard = list(target.shape), [slice(None)] * target.dim()
+        if param.out_axis is not None:
+            before = _packed(sum(self.spec.out_parts[:index]), param.out_pack)
+            local = _packed(self.spec.out_parts[index], param.out_pack)
+            target = target.narrow(param.out_axis, before, local)
+            shape[param.out_axis], shard[param.out_axis] = self._out_shard(part, local, param)
+        if param.in_axis is not None and self._division == "row":
+            full = _packed(self._full_in, param.in_pack)
+            shape[param.in_axis] = full
+            shard[param.in_axis] = shard_slice(full, self._parts.ranks.size, self._parts.ranks.rank)
+        return WeightSlot(
+            source=f"{part.module}.{name}",
+            shape=tuple(shape),
+            shard=tuple(shard),
+            target=target,
+            optional=param.optional,
+            exact=not param.convert,
+        )
+
+    def _out_shard(self, part: Part, local: int, param: ParamSpec) -> tuple[int, slice]:
+        full = _packed(part.out_features, param.out_pack)
+        if self._division != "column":
+            return full, slice(0, full)
+        index = self._parts.ranks.rank // part.copies
+        return full, slice(index * local, (index + 1) * local)
+
+
+def _packed(features: int, pack: tuple[int, int]) -> int:
+    """Elements that ``features`` take: ``pack`` is (features, elements), the last group may be partly filled."""
+    return -(-features * pack[1] // pack[0])

@@ -1,0 +1,39 @@
+"""Torch reference of the fused operations: what they mean, on any device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square norm over the last axis (arXiv 1910.07467), in float32, answered in ``x``'s dtype."""
+    wide = x.float()
+    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    scale = norm.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
+    out: Tensor = (wide * scale).to(x.dtype).mul_(weight)
+    return out
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``residual += x`` in place, then the norm of ``residual``."""
+    return rms_norm(residual.add_(x), weight, eps)
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """SwiGLU's gate (arXiv 2002.05202): [tokens, 2 * n] holding gate and up side by side, to [tokens, n]."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)
+
+
+def rope(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding (arXiv 2104.09864) on ``heads`` [tokens, heads, head_dim].
+
+    ``cos`` and ``sin`` [tokens, 1, rotary_dim] float32, the first half of ``sin`` negated. Halves are rotated (the
+    Hugging Face layout): element i pairs with i + rotary_dim / 2; elements past rotary_dim stay as they are.
+    """
+    width = cos.shape[-1]
+    wide = heads[..., :width].float()
+    turned = torch.addcmul(wide * cos, wide.roll(width // 2, -1), sin).to(heads.dtype)
+    return turned if width == heads.shape[-1] else torch.cat((turned, heads[..., width:]), dim=-1)

@@ -1,0 +1,49 @@
+"""From a resolved configuration to a model with its weights in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from octavo.contracts.model import CausalLM
+from octavo.model.parallel import Ranks
+from octavo.model.parts import Parts
+from octavo.ops import build_ops
+
+if TYPE_CHECKING:
+    from octavo.assemble import Resolved
+    from octavo.contracts.loading import Progress
+
+
+def build_parts(resolved: Resolved, device: torch.device, ranks: Ranks | None = None) -> Parts:
+    """What the layers are built from: the chosen record of each slot, built."""
+    ctx = resolved.context
+    scheme = resolved.choices.get("quantization")
+    attention = resolved.choices["attention"]
+    return Parts(
+        dtype=getattr(torch, ctx.dtype),
+        device=device,
+        attention=attention.record.build(ctx, attention.options),
+        ops=build_ops({choice.record.op: choice.record.build(ctx, choice.options) for choice in resolved.ops}),
+        scheme=scheme.record.build(ctx, scheme.options) if scheme else None,
+        ranks=ranks or Ranks(),
+    )
+
+
+def build_model(resolved: Resolved, parts: Parts) -> CausalLM:
+    """The architecture, with its parameters allocated on ``parts.device`` and nothing in them yet."""
+    choice = resolved.choices["architecture"]
+    model: CausalLM = choice.record.build(resolved.context, choice.options, parts)
+    return model
+
+
+def load_model(resolved: Resolved, parts: Parts, progress: Progress) -> tuple[CausalLM, int]:
+    """The model, loaded and finalised, and the bytes its weights took while loading."""
+    model = build_model(resolved, parts)
+    choice = resolved.choices["loader"]
+    with torch.inference_mode():
+        choice.record.build(resolved.context, choice.options).load(model, resolved.context.model, progress)
+        size = sum(slot.target.numel() * slot.target.element_size() for slot in model.slots())
+        model.finalize()
+    return model, size

@@ -1,0 +1,54 @@
+"""The built-in executor: one rank, in the engine's own process and thread."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from octavo.contracts.executor import PendingStep, StepPlan
+from octavo.loading.progress import progress_bar
+from octavo.run.build import build_parts, load_model
+from octavo.run.cpu import prepare_cpu
+from octavo.run.memory import divide_memory
+from octavo.run.rows import Rows
+from octavo.run.runner import Runner
+from octavo.run.sampler import Sampler
+
+if TYPE_CHECKING:
+    from octavo.assemble import Resolved
+
+
+class InlineExecutor:
+    """A :class:`octavo.contracts.executor.Executor`. On a GPU one step may run while another is planned."""
+
+    def __init__(self, resolved: Resolved) -> None:
+        ctx, config = resolved.context, resolved.config
+        device = torch.device(ctx.device.torch_name)
+        if device.type == "cpu":
+            prepare_cpu(config.model.threads or ctx.device.cores)
+        parts = build_parts(resolved, device)
+        with progress_bar(ctx.model.name) as progress:
+            model, weights = load_model(resolved, parts, progress)
+        self.memory = divide_memory(resolved, model, parts.attention, weights)
+        self.depth = 0 if device.type == "cpu" else 1
+        self.num_blocks = self.memory.num_blocks
+        kv_dtype = getattr(torch, ctx.kv_dtype)
+        caches = [
+            torch.zeros(parts.attention.kv_shape(spec, self.num_blocks), dtype=kv_dtype, device=device)
+            for spec in model.attention_layers
+        ]
+        rows = Rows(ctx.max_sequences, ctx.max_length, ctx.block_size, device)
+        sampler = Sampler(ctx.model.vocab_size, ctx.max_sequences, device, resolved.build_processors())
+        self._runner: Runner | None = Runner(model, parts.attention, caches, rows, sampler, ctx.block_size, device)
+
+    def launch(self, plan: StepPlan) -> PendingStep:
+        if self._runner is None:
+            raise RuntimeError("The executor has been stopped.")
+        return self._runner.launch(plan)
+
+    def stop(self) -> None:
+        """Drop the model and the caches."""
+        self._runner = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

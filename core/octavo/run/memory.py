@@ -1,0 +1,100 @@
+"""The memory plan: what weights, KV blocks and activations take, and what fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from octavo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from octavo.assemble import Resolved
+    from octavo.contracts.attention import AttentionBackend
+    from octavo.contracts.model import CausalLM
+
+_GIB = 2**30
+_MIN_BLOCKS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Sizes in bytes. ``lines`` says the same in words."""
+
+    weights_bytes: int
+    kv_bytes_per_block: int
+    num_blocks: int
+    kv_bytes: int
+    activation_bytes: int
+    sequences_at_max_length: float
+    lines: tuple[str, ...]
+
+
+def plan_memory(resolved: Resolved) -> MemoryPlan:
+    """Plan without touching the device: the model is built of tensors that have a shape and no storage."""
+    from octavo.run.build import build_model, build_parts
+
+    parts = build_parts(resolved, torch.device("meta"))
+    model = build_model(resolved, parts)
+    weights = sum(slot.target.numel() * slot.target.element_size() for slot in model.slots())
+    return divide_memory(resolved, model, parts.attention, weights)
+
+
+def divide_memory(resolved: Resolved, model: CausalLM, attention: AttentionBackend, weights: int) -> MemoryPlan:
+    """How many blocks fit beside ``weights`` bytes of weights; raises :class:`ConfigError` when too few do."""
+    ctx, cache = resolved.context, resolved.config.cache
+    block = block_bytes(resolved, model, attention)
+    activations = _activation_bytes(resolved)
+    useful = ctx.max_sequences * -(-ctx.max_length // ctx.block_size) + 1
+    if cache.blocks is not None:
+        blocks, source = cache.blocks, "cache.blocks"
+    elif ctx.device.type == "cpu":
+        budget = min(int(cache.cpu_memory_gib * _GIB), (ctx.device.free_memory - weights) // 2)
+        blocks, source = min(budget // block, useful), "cache.cpu_memory_gib"
+    else:
+        budget = int(ctx.device.total_memory * cache.memory)
+        budget -= ctx.device.total_memory - ctx.device.free_memory + weights + activations
+        blocks, source = min(budget // block, useful), "cache.memory"
+    if blocks < _MIN_BLOCKS:
+        raise ConfigError(
+            f"no room for KV blocks: weights take {_gib(weights)}, activations {_gib(activations)}, one block "
+            f"{block:,} bytes, and {_gib(ctx.device.free_memory)} of the {ctx.device.name} is free. "
+            f"Raise {source}, or lower scheduler.max_batch_tokens or model.max_length, or use a quantised model.",
+            source,
+        )
+    return _plan(resolved, weights, block, int(blocks), activations, source)
+
+
+def block_bytes(resolved: Resolved, model: CausalLM, attention: AttentionBackend) -> int:
+    """Bytes that one block takes in all layers."""
+    size = getattr(torch, resolved.context.kv_dtype).itemsize
+    return sum(torch.Size(attention.kv_shape(spec, 1)).numel() * size for spec in model.attention_layers)
+
+
+def _activation_bytes(resolved: Resolved) -> int:
+    """A step's largest tensors: hidden states, the MLP's, and the sampled rows' logits with two copies."""
+    ctx = resolved.context
+    width = getattr(torch, ctx.dtype).itemsize
+    inner = int(ctx.model.config.get("intermediate_size", 4 * ctx.model.hidden_size))
+    tokens = ctx.max_batch_tokens * (4 * ctx.model.hidden_size + 3 * inner) * width
+    return int(tokens + 3 * 4 * ctx.max_sequences * ctx.model.vocab_size)
+
+
+def _plan(resolved: Resolved, weights: int, block: int, blocks: int, activations: int, source: str) -> MemoryPlan:
+    ctx = resolved.context
+    room = (blocks - 1) * ctx.block_size
+    fit = room / ctx.max_length
+    lines = (
+        f"weights      {_gib(weights):>12}",
+        f"KV cache     {_gib(blocks * block):>12}  {blocks:,} blocks of {ctx.block_size} tokens ({source}): "
+        f"{room:,} tokens",
+        f"activations  {_gib(activations):>12}  at most, for a step of {ctx.max_batch_tokens:,} tokens",
+        f"fits         {fit:>12.1f}  sequences of {ctx.max_length:,} tokens"
+        f" ({int(room / 1024):,} of 1,024 tokens), {ctx.max_sequences} at once",
+    )
+    return MemoryPlan(weights, block, blocks, blocks * block, activations, fit, lines)
+
+
+def _gib(number: int) -> str:
+    return f"{number / _GIB:.2f} GiB"

@@ -1,0 +1,90 @@
+"""Random choice that belongs to the request: noise is a function of (seed, position, token id) and nothing else.
+
+The same request therefore draws the same tokens in any batch, in any row, on any device, and again after a
+preemption. The integers are exact everywhere; only the last digits of a logarithm may differ between devices.
+
+A token wins with its probability when the one with the largest ``logit - log(E)`` is taken, each ``E`` drawn
+from the exponential distribution.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from octavo.run.sampler.rows import IntArray
+
+UIntArray = np.ndarray[Any, np.dtype[np.uint64]]
+
+_CHUNK_CPU: Final = 1 << 18  # numbers handled at a time, so that temporaries stay in the cache
+_CHUNK_GPU: Final = 1 << 26
+_LARGEST: Final = 1 - 2.0**-24  # float32 next below 1, as -log(1 - 1) is infinite
+
+
+def _signed(value: int) -> int:
+    """The int32 with the same bits."""
+    return value - (1 << 32) if value >> 31 else value
+
+
+_ODD_1: Final = _signed(0x7FEB352D)
+_ODD_2: Final = _signed(0x846CA68B)
+
+
+def row_keys(seeds: UIntArray, positions: IntArray) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """Two well mixed words for each (seed, position): int32 [n, 2], the second one odd."""
+    mixed = _mix64(_mix64(seeds) ^ (positions.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)))
+    return (mixed | np.uint64(1 << 32)).view(np.int32).reshape(-1, 2)
+
+
+def token_words(vocab_size: int) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """A well mixed word for each token id, no two alike: int32 [vocab]."""
+    words = np.arange(vocab_size, dtype=np.uint32)
+    for shift, odd in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
+        words ^= words >> np.uint32(shift)
+        words *= np.uint32(odd)
+    return (words ^ (words >> np.uint32(15))).view(np.int32)
+
+
+def random_bits(words: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Uniform 31-bit integers, int32 [n, vocab], from ``token_words`` [vocab] and ``row_keys`` [n, 2]."""
+    bits = words ^ keys[:, :1]
+    bits.mul_(keys[:, 1:])
+    shifted = torch.empty_like(bits)
+    for shift, odd in ((16, _ODD_1), (15, _ODD_2)):
+        torch.bitwise_right_shift(bits, shift, out=shifted)
+        shifted.bitwise_and_((1 << (32 - shift)) - 1)  # the shift is arithmetic
+        bits.bitwise_xor_(shifted)
+        bits.mul_(odd)
+    # Here the copied sign is wanted: it clears the top bit, and every 31-bit result has two sources.
+    torch.bitwise_right_shift(bits, 16, out=shifted)
+    return bits.bitwise_xor_(shifted)
+
+
+def log_exponential(bits: torch.Tensor) -> torch.Tensor:
+    """log(E) for exponentially distributed E, float32, from uniform 31-bit integers."""
+    # E = -log(1 - u), u in the middle of one of 2^31 steps: small E, which decide for rare tokens, stay exact.
+    noise = bits * (-_LARGEST * 2.0**-31)
+    return noise.sub_(2.0**-32).log1p_().neg_().log_()
+
+
+def draw(scaled: torch.Tensor, words: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Tokens int64 [n], each drawn from softmax of its row of ``scaled`` float32 [n, vocab]."""
+    budget = _CHUNK_CPU if scaled.device.type == "cpu" else _CHUNK_GPU
+    size = max(1, budget // scaled.shape[1])
+    starts = range(0, len(scaled), size)
+    winners = [_race(scaled[i : i + size], words, keys[i : i + size]) for i in starts]
+    return winners[0] if len(winners) == 1 else torch.cat(winners)
+
+
+def _race(scaled: torch.Tensor, words: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    noise = log_exponential(random_bits(words, keys))
+    return torch.sub(scaled, noise, out=noise).argmax(dim=1)
+
+
+def _mix64(values: UIntArray) -> UIntArray:
+    """The finaliser of splitmix64: a bijection whose output looks random."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

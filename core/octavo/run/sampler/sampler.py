@@ -1,0 +1,157 @@
+"""One step's tokens from its logits. Nothing here waits for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from octavo.contracts.executor import RowStart
+from octavo.contracts.sampling import LogitsProcessor
+from octavo.run.sampler.allowed import AllowedTokens
+from octavo.run.sampler.bad_words import BadWords
+from octavo.run.sampler.bias import LogitBias
+from octavo.run.sampler.checks import check_ids
+from octavo.run.sampler.feature import Feature, Modifier, Remembering, Truncation
+from octavo.run.sampler.logprobs import AskedLogprobs, Logprobs, SampledLogprobs, logprobs_of
+from octavo.run.sampler.min_p import MinP
+from octavo.run.sampler.min_tokens import MinTokens
+from octavo.run.sampler.noise import draw, row_keys, token_words
+from octavo.run.sampler.penalties import Penalties
+from octavo.run.sampler.processors import Processors
+from octavo.run.sampler.rows import IntArray, Layout, Subset, upload
+from octavo.run.sampler.top import TopKTopP
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sampled:
+    """A step's result, in the order of its rows.
+
+    ``tokens`` int64 [n] and ``finite`` bool [n] are on the device. Where ``finite`` is false the logits held NaN
+    or +inf, or everything was barred, and the token means nothing (it is in range all the same). ``failed``, by
+    place in the batch: a plugin's error, known on the host.
+    """
+
+    tokens: torch.Tensor
+    finite: torch.Tensor
+    logprobs: SampledLogprobs | None
+    failed: Mapping[int, str]
+
+
+class Sampler:
+    """Samples for up to ``max_rows`` requests at a time, each in a row of its own.
+
+    The order of things, as in vLLM: log-probabilities of the model's own distribution; allowed ids, bad words,
+    minimum length, bias, penalties, plugins' processors; greedy rows take the highest logit; for the others
+    temperature, min_p, top_k, top_p, and a draw. A row that asks for none of this costs nothing but the maximum.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        max_rows: int,
+        device: torch.device,
+        processors: Sequence[LogitsProcessor] = (),
+    ) -> None:
+        self._vocab_size = vocab_size
+        self._max_rows = max_rows
+        self._device = device
+        self._processors = tuple(processors)
+        self._plugins = Processors(processors, max_rows)
+        penalties = Penalties(vocab_size, max_rows, device)
+        bad_words = BadWords(vocab_size, max_rows, device)
+        self._modifiers: tuple[Modifier, ...] = (
+            AllowedTokens(vocab_size, max_rows, device),
+            bad_words,
+            MinTokens(vocab_size, max_rows, device),
+            LogitBias(vocab_size, max_rows, device),
+            penalties,
+            self._plugins,
+        )
+        self._remembering: tuple[Remembering, ...] = (bad_words, penalties, self._plugins)
+        self._truncations: tuple[Truncation, ...] = (MinP(max_rows), TopKTopP(vocab_size, max_rows, device))
+        self._logprobs = AskedLogprobs(max_rows)
+        self._features: tuple[Feature, ...] = (*self._modifiers, *self._truncations, self._logprobs)
+        self._temperature = np.zeros(max_rows, np.float32)  # 0 where greedy
+        self._seeds = np.zeros(max_rows, np.uint64)
+        self._words = upload(token_words(vocab_size), device)
+        self._layout: Layout | None = None
+
+    def validate(self, start: RowStart) -> None:
+        """Refuse what ``admit`` could not serve, with :class:`RequestError`. Keeps nothing; ``row`` is not read."""
+        check_ids(start, self._vocab_size)
+        for processor in self._processors:
+            processor.validate(start.params)
+
+    def admit(self, start: RowStart) -> None:
+        """A request takes ``start.row``, whoever had it before. Raises :class:`RequestError` for bad ids."""
+        if not 0 <= start.row < self._max_rows:
+            raise ValueError(f"Row {start.row} is not one of 0 to {self._max_rows - 1}.")
+        check_ids(start, self._vocab_size)
+        self._layout = None
+        self._temperature[start.row] = 0 if start.params.greedy else start.params.temperature
+        self._seeds[start.row] = start.seed & (2**64 - 1)
+        with torch.inference_mode():
+            for feature in self._features:
+                feature.admit(start)
+
+    def release(self, row: int) -> None:
+        """The request in ``row`` has gone."""
+        self._layout = None
+        self._temperature[row] = 0
+        for feature in self._features:
+            feature.release(row)
+
+    def sample(self, logits: torch.Tensor, rows: IntArray, positions: IntArray) -> Sampled:
+        """One token for each of ``rows``.
+
+        ``logits`` float32 [n, vocab] on the device, contiguous, may be overwritten. ``rows`` int64 [n]: distinct
+        rows. ``positions`` int64 [n]: where in its sequence each sampled token will stand, counted from 0.
+        """
+        with torch.inference_mode():
+            layout = self._layout_of(rows)
+            highest, tokens = logits.max(dim=1)  # NaN counts as highest
+            finite = highest.isfinite()
+            asked = self._logprobs.before(logits, layout)
+            changes = [feature.apply(logits, layout, positions) for feature in self._modifiers]
+            drawn = layout.once(self, lambda: layout.subset(self._temperature[layout.rows] > 0))
+            if any(changes) and (drawn is None or not drawn.whole):
+                tokens = logits.argmax(dim=1)
+            if drawn is not None:
+                chosen = self._draw(drawn.take(logits), layout, drawn, positions)
+                tokens = chosen if drawn.whole else tokens.index_copy(0, drawn.device_index, chosen)
+            if any(changes):
+                finite &= logits.gather(1, tokens.unsqueeze(1)).squeeze(1) > -torch.inf
+            for feature in self._remembering:
+                feature.accept(layout, tokens)
+            logprobs = None if asked is None else self._logprobs.after(asked, tokens)
+            return Sampled(tokens, finite, logprobs, self._plugins.failures(layout))
+
+    def prompt_logprobs(self, logits: torch.Tensor, targets: torch.Tensor, count: int) -> Logprobs:
+        """For prompt positions: ``logits`` float32 [m, vocab] and the token int64 [m] that followed each.
+
+        ``count`` is how many of the most probable tokens to add. ``to_host`` of the result gives the list.
+        """
+        with torch.inference_mode():
+            return logprobs_of(logits, targets, count)
+
+    def _layout_of(self, rows: IntArray) -> Layout:
+        """The last step's layout where it still holds."""
+        if self._layout is None or not np.array_equal(self._layout.rows, rows):
+            self._layout = Layout(rows.copy(), self._device)
+        return self._layout
+
+    def _draw(self, logits: torch.Tensor, layout: Layout, drawn: Subset, positions: IntArray) -> torch.Tensor:
+        """Tokens int64 [m] for the rows that are not greedy; their ``logits`` [m, vocab] are overwritten."""
+        inner, temperature = layout.once("drawn", lambda: self._inner(drawn))
+        scaled = logits.div_(temperature)
+        for truncation in self._truncations:
+            truncation.apply(scaled, inner)
+        keys = row_keys(self._seeds[drawn.rows], positions[drawn.index])
+        return draw(scaled, self._words, upload(keys, self._device))
+
+    def _inner(self, drawn: Subset) -> tuple[Layout, torch.Tensor]:
+        inner = Layout(drawn.rows, self._device)
+        return inner, inner.values(self._temperature)

@@ -1,0 +1,115 @@
+"""One step under construction, and what is made of it: the plan for the executor, the progress for clients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from octavo.contracts.executor import RowLogprobs, RowStart, StepPlan
+from octavo.scheduling.request import Request
+
+
+@dataclass(slots=True)
+class Scheduled:
+    """A plan, and the requests that its rows stand for (aligned with ``plan.rows``)."""
+
+    plan: StepPlan
+    requests: list[Request]
+
+
+class Progress(msgspec.Struct, gc=False):
+    """What one step brought one request.
+
+    ``token_ids`` may be empty where only prompt log-probabilities came or the request failed. ``logprobs`` is
+    aligned with ``token_ids``. ``prompt_logprobs`` continues the ones delivered before, without gap or overlap.
+    ``first``: these are the request's first tokens. ``error`` says why ``finish_reason`` is ``"error"``.
+    """
+
+    request: Request
+    token_ids: list[int]
+    logprobs: list[RowLogprobs] | None = None
+    prompt_logprobs: list[RowLogprobs] | None = None
+    finish_reason: str | None = None
+    first: bool = False
+    error: str | None = None
+
+
+class StepBuilder:
+    """Collects the grants of one step."""
+
+    __slots__ = (
+        "_blocks",
+        "_chunk_counts",
+        "_chunk_samples",
+        "_chunks",
+        "_single_samples",
+        "_starts",
+        "budget",
+        "number",
+        "preempted",
+        "prompt_left",
+        "singles",
+    )
+
+    def __init__(self, number: int, budget: int) -> None:
+        self.number = number
+        self.budget = budget  # tokens not handed out yet
+        self.prompt_left = -1  # the part of it open to prompts; -1: the policy was not asked yet
+        self.preempted = False
+        self.singles: list[Request] = []  # rows of one token: they come first in a plan
+        self._single_samples: list[bool] = []
+        self._chunks: list[Request] = []
+        self._chunk_samples: list[bool] = []
+        self._chunk_counts: list[int] = []
+        self._starts: list[RowStart] = []
+        self._blocks: list[tuple[int, int, list[int]]] = []
+
+    def start(self, request: Request) -> None:
+        """``request`` has got a row, and the first entries of its block table."""
+        self._starts.append(
+            RowStart(
+                row=request.row,
+                tokens=request.prompt_ids + request.output_ids,
+                prompt_length=len(request.prompt_ids),
+                params=request.params,
+                seed=request.seed,
+                stop_ids=sorted(request.stop_ids),
+                bad_word_ids=request.bad_word_ids,
+                adapter_slot=request.adapter_slot,
+            )
+        )
+        self._blocks.append((request.row, 0, list(request.blocks)))
+
+    def extend(self, request: Request, blocks: list[int]) -> None:
+        """``blocks`` are about to be appended to the request's block table."""
+        self._blocks.append((request.row, len(request.blocks), blocks))
+
+    def grant(self, request: Request, count: int, sample: bool) -> None:
+        """Compute ``count`` tokens of ``request``; ``request.computed`` includes them already."""
+        self.budget -= count
+        if count == 1:
+            self.singles.append(request)
+            self._single_samples.append(sample)
+        else:
+            self._chunks.append(request)
+            self._chunk_samples.append(sample)
+            self._chunk_counts.append(count)
+
+    def build(self, ends: list[int]) -> Scheduled | None:
+        """The finished plan, or ``None`` when nothing was granted."""
+        requests = self.singles + self._chunks
+        if not requests:
+            return None
+        counts = [1] * len(self.singles) + self._chunk_counts
+        plan = StepPlan(
+            number=self.number,
+            ends=ends,
+            starts=self._starts,
+            blocks=self._blocks,
+            rows=[request.row for request in requests],
+            positions=[request.computed - count for request, count in zip(requests, counts, strict=True)],
+            counts=counts,
+            samples=self._single_samples + self._chunk_samples,
+        )
+        return Scheduled(plan, requests)

@@ -1,0 +1,230 @@
+"""A simulated device: no model and no tensors, but every rule that a real one relies on.
+
+It keeps for each KV slot a digest of the tokens that its keys and values would depend on, and compares what a row
+reads with what it should read. Stale or wrong prefix blocks, sharing before the contents exist and blocks given to
+two requests are found in the step in which they would do harm. Tokens depend on the whole history of a request and
+on nothing else, so that the right answer is known without running anything: :func:`expected_answer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from octavo.cache.blocks import EngineInvariantError
+from octavo.contracts.executor import RowLogprobs, RowStart, StepPlan, StepResult
+from octavo.params import SamplingParams
+
+VOCABULARY: Final = 64
+"""Default number of token ids. Small, so that stop tokens do come up."""
+
+
+def expected_answer(
+    prompt: Sequence[int],
+    params: SamplingParams,
+    *,
+    max_tokens: int,
+    stop_ids: Sequence[int] = (),
+    seed: int = 0,
+    adapter_slot: int = 0,
+    vocab_size: int = VOCABULARY,
+) -> list[int]:
+    """The tokens that :class:`SimulatedExecutor` gives a request, whatever else is running."""
+    start = RowStart(0, list(prompt), len(prompt), params, seed, sorted(stop_ids), [], adapter_slot)
+    row = _Row(start)
+    answer: list[int] = []
+    while len(answer) < max_tokens:
+        token = row.next_token(vocab_size)
+        answer.append(token)
+        row.append(token)
+        if token in start.stop_ids and len(answer) >= params.min_tokens:
+            break
+    return answer
+
+
+@dataclass(slots=True)
+class SimulatedStep:
+    """A launched step. Its result is fixed at launch, as on a device that runs steps in order."""
+
+    _result: StepResult
+
+    def result(self) -> StepResult:
+        """What the step produced."""
+        return self._result
+
+
+class SimulatedExecutor:
+    """Implements :class:`octavo.contracts.executor.Executor`.
+
+    A plan that a device could not run, or that would give a wrong answer, raises :class:`EngineInvariantError`.
+    Rows whose history contains the token ``poison`` fail, as a model whose logits are not finite.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int,
+        block_size: int,
+        depth: int = 0,
+        max_sequences: int = 4096,
+        max_batch_tokens: int | None = None,
+        vocab_size: int = VOCABULARY,
+        poison: int | None = None,
+    ) -> None:
+        self.depth = depth
+        self.num_blocks = num_blocks
+        self._block_size = block_size
+        self._max_sequences = max_sequences
+        self._max_batch_tokens = max_batch_tokens
+        self._vocab_size = vocab_size
+        self._poison = poison
+        self._rows: dict[int, _Row] = {}
+        self._cache: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
+        self._last_step = 0
+
+    @property
+    def active_rows(self) -> frozenset[int]:
+        """Rows that were started and not ended."""
+        return frozenset(self._rows)
+
+    def launch(self, plan: StepPlan) -> SimulatedStep:
+        """Check the plan, run it, and keep its result."""
+        _require(plan.number > self._last_step, f"Step {plan.number} comes after step {self._last_step}.")
+        self._last_step = plan.number
+        self._apply_changes(plan)
+        self._check_shape(plan)
+        work = list(zip(plan.rows, plan.positions, plan.counts, plan.samples, strict=True))
+        written: set[tuple[int, int]] = set()
+        for row, position, count, _ in work:
+            self._write(row, position, count, written)
+        for row, position, count, _ in work:
+            self._read(row, position + count)
+        return SimulatedStep(self._sample(plan))
+
+    def stop(self) -> None:
+        """Forget everything."""
+        self._rows.clear()
+
+    def _apply_changes(self, plan: StepPlan) -> None:
+        for row in plan.ends:
+            _require(row in self._rows, f"Row {row} is ended, but it was not started.")
+            del self._rows[row]
+        for start in plan.starts:
+            _require(start.row not in self._rows, f"Row {start.row} is started twice.")
+            _require(0 <= start.row < self._max_sequences, f"Row {start.row} is out of range.")
+            _require(0 < start.prompt_length <= len(start.tokens), f"Row {start.row} has a wrong prompt length.")
+            self._rows[start.row] = _Row(start)
+        for row, index, blocks in plan.blocks:
+            _require(row in self._rows, f"Row {row} gets blocks, but it was not started.")
+            table = self._rows[row].table
+            _require(index == len(table), f"Row {row} gets blocks at index {index}; it has {len(table)}.")
+            for block in blocks:
+                _require(0 < block < self.num_blocks, f"Row {row} gets block {block}, which does not exist.")
+                _require(block not in table, f"Row {row} gets block {block} twice.")
+                table.append(block)
+
+    def _check_shape(self, plan: StepPlan) -> None:
+        _require(bool(plan.rows), "The plan has no rows.")
+        _require(len(set(plan.rows)) == len(plan.rows), "A row stands twice in one plan.")
+        _require(min(plan.counts) > 0, "A row computes no token.")
+        singles = [count == 1 for count in plan.counts]
+        _require(singles == sorted(singles, reverse=True), "Rows of one token must come first.")
+        if self._max_batch_tokens is not None:
+            _require(plan.num_tokens <= self._max_batch_tokens, f"The step has {plan.num_tokens} tokens.")
+        for index, row in enumerate(plan.rows):
+            _require(row in self._rows, f"Row {row} computes, but it was not started.")
+            end = plan.positions[index] + plan.counts[index]
+            known = len(self._rows[row].tokens)
+            _require(end <= known, f"Row {row} computes up to position {end}, but only {known} tokens are known.")
+            _require(
+                plan.samples[index] == (end == known), f"Row {row} must sample if, and only if, it is complete."
+            )
+
+    def _write(self, row: int, position: int, count: int, written: set[tuple[int, int]]) -> None:
+        state = self._rows[row]
+        if state.computed < 0:  # the first chunk: what lies before it is taken from the prefix cache
+            _require(position % self._block_size == 0, f"Row {row} starts at {position}, inside a block.")
+        else:
+            _require(
+                position == state.computed, f"Row {row} has computed {state.computed}, not {position}, tokens."
+            )
+        room = len(state.table) * self._block_size
+        _require(position + count <= room, f"Row {row} has blocks for {room} tokens, not for {position + count}.")
+        for place in range(position, position + count):
+            block, offset = state.table[place // self._block_size], place % self._block_size
+            _require((block, offset) not in written, f"Two rows write slot {offset} of block {block}.")
+            written.add((block, offset))
+            self._cache[block][offset] = state.digests[place]
+        state.computed = position + count
+
+    def _read(self, row: int, end: int) -> None:
+        """All positions before ``end`` must hold what this row's own tokens would have put there."""
+        state, size = self._rows[row], self._block_size
+        for index in range(-(-end // size)):
+            expected = state.digests[index * size : min((index + 1) * size, end)]
+            block = state.table[index]
+            if self._cache[block][: len(expected)] != expected:
+                raise EngineInvariantError(
+                    f"Row {row} reads block {block} (index {index}), which holds other tokens."
+                )
+
+    def _sample(self, plan: StepPlan) -> StepResult:
+        tokens = np.full(len(plan.rows), -1, dtype=np.int64)
+        result = StepResult(plan.number, tokens, {}, {}, {})
+        for index, row in enumerate(plan.rows):
+            state = self._rows[row]
+            start, end = plan.positions[index], plan.positions[index] + plan.counts[index]
+            if self._poison is not None and self._poison in state.tokens[:end]:
+                result.failed[index] = "The logits are not finite."
+            if state.start.params.prompt_logprobs is not None:
+                last = min(end, state.start.prompt_length - 1)
+                scores = [state.score(place, state.tokens[place + 1]) for place in range(start, last)]
+                if scores:
+                    result.prompt_logprobs[index] = scores
+            if plan.samples[index]:
+                token = state.next_token(self._vocab_size)
+                if state.start.params.logprobs is not None:
+                    result.logprobs[index] = state.score(end - 1, token)
+                state.append(token)
+                tokens[index] = -1 if index in result.failed else token
+        return result
+
+
+@dataclass(slots=True)
+class _Row:
+    """A request as the device knows it. ``digests[i]`` stands for tokens 0 to i, and the adapter."""
+
+    start: RowStart
+    tokens: list[int] = field(default_factory=list)
+    digests: list[int] = field(default_factory=list)
+    table: list[int] = field(default_factory=list)
+    computed: int = -1
+
+    def __post_init__(self) -> None:
+        for token in self.start.tokens:
+            self.append(token)
+
+    def append(self, token: int) -> None:
+        parent = self.digests[-1] if self.digests else self.start.adapter_slot
+        self.tokens.append(token)
+        self.digests.append(hash((parent, token)))  # integers: the same in every process
+
+    def next_token(self, vocab_size: int) -> int:
+        token = hash((self.digests[-1], self.start.seed)) % vocab_size
+        barred = len(self.tokens) - self.start.prompt_length < self.start.params.min_tokens
+        while barred and token in self.start.stop_ids:
+            token = (token + 1) % vocab_size
+        return token
+
+    def score(self, place: int, token: int) -> RowLogprobs:
+        """Made-up log-probability of ``token`` after position ``place``."""
+        logprob = -(hash((self.digests[place], token)) % 1000) / 100
+        return RowLogprobs(token, logprob, 1, [token], [logprob])
+
+
+def _require(condition: bool, problem: str) -> None:
+    if not condition:
+        raise EngineInvariantError(problem)

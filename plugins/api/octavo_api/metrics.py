@@ -1,0 +1,121 @@
+"""Prometheus figures, named as vLLM names them with the prefix ``octavo:``, in a registry of their own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from time import monotonic
+from typing import Final
+
+from octavo.contracts.api import Delta, EngineClient
+from octavo.errors import RequestError
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.exposition import choose_encoder
+
+from octavo_api.engine_figures import PREFIX, EngineFigures
+from octavo_api.streams import close
+
+
+def _buckets(bounds: str) -> tuple[float, ...]:
+    return tuple(map(float, bounds.split()))
+
+
+_WHOLE: Final = _buckets("0.1 0.3 0.5 0.8 1 1.5 2 2.5 5 10 15 20 30 40 50 60 120 240 480 960")
+_FIRST: Final = _buckets("0.001 0.005 0.01 0.02 0.04 0.06 0.08 0.1 0.25 0.5 0.75 1 2.5 5 7.5 10 20 40 80 160")
+_BETWEEN: Final = _buckets("0.002 0.005 0.01 0.015 0.02 0.025 0.03 0.04 0.05 0.075 0.1 0.15 0.2 0.3 0.5 1 2.5 5")
+_TOKENS: Final = tuple(float(1 << exponent) for exponent in range(18))
+_ANSWERS: Final = _buckets("1 2 4 8 16 32 64 128")
+
+
+class Metrics:
+    """What this surface measures of the requests that come through it."""
+
+    def __init__(self, client: EngineClient) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(EngineFigures(client))
+        self._client = client
+        self.success = Counter(
+            PREFIX + "request_success",
+            "Answers finished, by reason.",
+            ["model_name", "finished_reason"],
+            registry=self.registry,
+        )
+        self._http = Counter(
+            PREFIX + "http_requests",
+            "HTTP requests, by route and status.",
+            ["route", "status"],
+            registry=self.registry,
+        )
+        self.first = self._histogram("time_to_first_token_seconds", "From arrival to the first token.", _FIRST)
+        self.between = self._histogram("inter_token_latency_seconds", "Between tokens of an answer.", _BETWEEN)
+        self.whole = self._histogram("e2e_request_latency_seconds", "From arrival to the last token.", _WHOLE)
+        self.prompt = self._histogram("request_prompt_tokens", "Tokens of a prompt.", _TOKENS)
+        self.generated = self._histogram("request_generation_tokens", "Tokens of an answer.", _TOKENS)
+        self.asked = self._histogram("request_params_n", "Answers asked for with one prompt.", _ANSWERS)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(PREFIX + name, text, ["model_name"], registry=self.registry, buckets=buckets)
+
+    def responded(self, route: str, status: int) -> None:
+        """Count an HTTP answer; ``route`` is the route's pattern, so that clients can't invent labels."""
+        self._http.labels(route, str(status)).inc()
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """The exposition and its content type, in the format that ``accept`` prefers."""
+        encoder, content_type = choose_encoder(accept)
+        return encoder(self.registry), content_type
+
+    def watch(self, received: float, n: int) -> Watch:
+        """Measures one prompt's answers. ``received``: when the request came, in monotonic seconds."""
+        return Watch(self, self._client.model_name, received, n)
+
+
+class Watch:
+    """One prompt's ``n`` answers, measured as they pass."""
+
+    def __init__(self, metrics: Metrics, model: str, received: float, n: int) -> None:
+        self._success = metrics.success
+        self._model = model
+        self._received = received
+        self._n = n
+        self._first = metrics.first.labels(model)
+        self._between = metrics.between.labels(model)
+        self._whole = metrics.whole.labels(model)
+        self._prompt = metrics.prompt.labels(model)
+        self._generated = metrics.generated.labels(model)
+        self._asked = metrics.asked.labels(model)
+        self._latest: dict[int, float] = {}
+        self._counts: dict[int, int] = {}
+
+    async def follow(self, stream: AsyncIterator[Delta]) -> AsyncGenerator[Delta, None]:
+        """Pass ``stream`` on. What ends before its last delta counts as aborted, except refusals."""
+        unfinished = self._n
+        try:
+            async for delta in stream:
+                self._see(delta)
+                unfinished -= delta.finish_reason is not None
+                yield delta
+        except RequestError:
+            unfinished = 0
+            raise
+        finally:
+            await close(stream)
+            for _ in range(unfinished):
+                self._success.labels(self._model, "abort").inc()
+
+    def _see(self, delta: Delta) -> None:
+        now = monotonic()
+        if delta.prompt is not None:
+            self._prompt.observe(len(delta.prompt.token_ids))
+            self._asked.observe(self._n)
+        if delta.token_ids:
+            before = self._latest.get(delta.index)
+            if before is not None:
+                self._between.observe((now - before) / len(delta.token_ids))
+            elif not self._latest:
+                self._first.observe(now - self._received)
+            self._latest[delta.index] = now
+            self._counts[delta.index] = self._counts.get(delta.index, 0) + len(delta.token_ids)
+        if delta.finish_reason is not None:
+            self._success.labels(self._model, delta.finish_reason).inc()
+            self._whole.observe(now - self._received)
+            self._generated.observe(self._counts.get(delta.index, 0))

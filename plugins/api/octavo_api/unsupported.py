@@ -1,0 +1,119 @@
+"""Fields that this server knows and cannot honour, and fields that nobody knows. Neither is ignored in silence.
+
+A known field is accepted at its neutral values, which ask for nothing; ``null`` is always neutral.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from octavo.errors import RequestError, nearest
+
+from octavo_api.schemas import Body
+from octavo_api.schemas_chat import ChatBody, Message
+from octavo_api.schemas_completions import CompletionBody
+
+Neutral = Mapping[str, Sequence[Any]]
+
+_COMMON: Final[Neutral] = {
+    "best_of": (1,),
+    "use_beam_search": (False,),
+    "length_penalty": (1, 1.0),
+    "truncate_prompt_tokens": (),
+    "spaces_between_special_tokens": (True,),
+    "return_tokens_as_token_ids": (False,),
+    "structured_outputs": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "metadata": ({},),
+}
+_CHAT: Final[Neutral] = {
+    **_COMMON,
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+    "chat_template": (),
+    "documents": ([],),
+    "echo": (False,),
+    "add_special_tokens": (False,),
+    "mm_processor_kwargs": (),
+}
+_COMPLETION: Final[Neutral] = {
+    **_COMMON,
+    "response_format": ({"type": "text"},),
+    "suffix": ("",),
+    "prompt_embeds": (),
+}
+_MESSAGE: Final[Neutral] = {
+    "refusal": (),
+    "annotations": ([],),
+    "audio": (),
+    "function_call": (),
+    "reasoning": ("",),
+    "reasoning_content": ("",),
+}
+_STREAM_OPTIONS: Final[Neutral] = {"include_obfuscation": (False,)}
+_TOOL_CALL: Final[Neutral] = {"index": range(1024)}
+
+
+def check_chat(body: ChatBody, *, ignore_unknown: bool) -> None:
+    """Raise :class:`RequestError` for the first field of a chat request that can't be honoured."""
+    check_extras(body, _CHAT, "", ignore_unknown=ignore_unknown)
+    for index, message in enumerate(body.messages):
+        _check_message(message, f"messages[{index}].", ignore_unknown)
+    _check_stream_options(body, ignore_unknown)
+
+
+def check_completion(body: CompletionBody, *, ignore_unknown: bool) -> None:
+    """Likewise for a completion request."""
+    check_extras(body, _COMPLETION, "", ignore_unknown=ignore_unknown)
+    _check_stream_options(body, ignore_unknown)
+
+
+def check_extras(body: Body, known: Neutral, where: str, *, ignore_unknown: bool) -> None:
+    """Raise for undeclared fields of ``body``: known ones unless neutral, unknown ones unless ignored."""
+    for name, value in (body.model_extra or {}).items():
+        if name in known:
+            if value is None or any(type(value) is type(ok) and value == ok for ok in known[name]):
+                continue
+            raise RequestError(
+                f"{where}{name} is not supported by this server.", param=where + name, code="unsupported_parameter"
+            )
+        if not ignore_unknown:
+            fields = [*type(body).model_fields, *known]
+            shown = name if len(name) <= 100 else name[:100] + "…"
+            raise RequestError(
+                f"{where}{shown} is not a field that this server knows.{nearest(name[:100], fields)}",
+                param=where + shown,
+                code="unknown_parameter",
+            )
+
+
+def _check_message(message: Message, where: str, ignore_unknown: bool) -> None:
+    if message.model_extra:
+        check_extras(message, _MESSAGE, where, ignore_unknown=ignore_unknown)
+    for index, call in enumerate(message.tool_calls or ()):
+        check_extras(call, _TOOL_CALL, f"{where}tool_calls[{index}].", ignore_unknown=ignore_unknown)
+        check_extras(call.function, {}, f"{where}tool_calls[{index}].function.", ignore_unknown=ignore_unknown)
+
+
+def _check_stream_options(body: ChatBody | CompletionBody, ignore_unknown: bool) -> None:
+    if body.stream_options is None:
+        return
+    check_extras(body.stream_options, _STREAM_OPTIONS, "stream_options.", ignore_unknown=ignore_unknown)
+    if not body.stream:
+        raise RequestError("stream_options needs stream to be true.", param="stream_options")

@@ -1,0 +1,190 @@
+"""Decode: every row brings the same few query tokens (usually one) and reads its whole cached context."""
+
+# mypy: disable-error-code="misc, no-untyped-def"
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from octavo_attention.kernels.common import capped, page_offsets, softmax_step
+
+# The work is a line of units: row by row, head by head, one unit a tile of BLOCK_N keys. Each program takes an
+# equal, contiguous run of it ("stream-K"), so the grid never depends on the lengths, which only the device
+# knows when a captured graph is replayed, and ragged batches stay balanced. A (row, head) that lies within one
+# program is written at once; one that is cut leaves partial results, and whoever finishes last merges them.
+
+
+@triton.jit
+def _first_unit(total, programs, program):
+    return program * (total // programs) + tl.minimum(program, total % programs)
+
+
+@triton.jit
+def _owner(total, programs, unit):
+    """The program whose run holds ``unit``: the inverse of ``_first_unit``."""
+    size = total // programs
+    longer = total % programs * (size + 1)
+    behind = total % programs + (unit - longer) // tl.maximum(size, 1)
+    return tl.where(unit < longer, unit // (size + 1), behind)
+
+
+@triton.jit
+def _first_tile(length, QUERIES: tl.constexpr, WINDOW: tl.constexpr, BLOCK_N: tl.constexpr):
+    if WINDOW > 0:
+        return tl.maximum(length - QUERIES - WINDOW + 1, 0) // BLOCK_N
+    return length * 0
+
+
+@triton.jit
+def _tile_count(length, QUERIES: tl.constexpr, WINDOW: tl.constexpr, BLOCK_N: tl.constexpr):
+    # At least one, so that somebody writes zeros for a padding row.
+    count = (length + BLOCK_N - 1) // BLOCK_N - _first_tile(length, QUERIES, WINDOW, BLOCK_N)
+    return tl.maximum(count, 1)
+
+
+@triton.jit
+def decode_kernel(
+    query,
+    cache,
+    tables,
+    lengths,
+    out,
+    partial,
+    stats,
+    counters,
+    rows,
+    scale,
+    soft_cap,
+    query_token_stride,
+    query_head_stride,
+    table_stride,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    QUERIES: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFT_CAP: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    DIM: tl.constexpr,
+    USED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    r = tl.arange(0, ROWS)
+    counts = _tile_count(tl.load(lengths + r, mask=r < rows, other=0), QUERIES, WINDOW, BLOCK_N)
+    ends = tl.cumsum(tl.where(r < rows, counts, 0), 0) * KV_HEADS
+    total = tl.max(ends, 0)
+    programs = tl.minimum(tl.num_programs(0), total)
+    program = tl.program_id(0)
+    if program >= programs:
+        return
+    unit = _first_unit(total, programs, program)
+    stop = _first_unit(total, programs, program + 1)
+    row = tl.sum((ends <= unit).to(tl.int32), 0)
+    row_begin = tl.max(tl.where(ends <= unit, ends, 0), 0)
+
+    m = tl.arange(0, BLOCK_M)
+    d = tl.arange(0, DIM)
+    used = m < QUERIES * GROUP
+    inside = used[:, None] & (d < HEAD_DIM)[None, :]
+    while unit < stop:
+        length = tl.load(lengths + row)
+        count = _tile_count(length, QUERIES, WINDOW, BLOCK_N)
+        head = (unit - row_begin) // count
+        lo = (unit - row_begin) % count
+        hi = tl.minimum(count, lo + stop - unit)
+        first = _first_tile(length, QUERIES, WINDOW, BLOCK_N)
+
+        # Query tokens times heads of the group fill the rows of the tile (padded to what tensor cores take).
+        token = (row * QUERIES + m // GROUP).to(tl.int64)
+        q_head = head * GROUP + m % GROUP
+        q_at = query + token[:, None] * query_token_stride + q_head[:, None] * query_head_stride + d[None, :]
+        q = tl.load(q_at, mask=inside, other=0.0)
+        position = length - QUERIES + m // GROUP
+        high = tl.full([BLOCK_M], -1e30, tl.float32)
+        norm = tl.zeros([BLOCK_M], tl.float32)
+        acc = tl.zeros([BLOCK_M, DIM], tl.float32)
+        table = tables + row.to(tl.int64) * table_stride
+        for start in range((first + lo) * BLOCK_N, (first + hi) * BLOCK_N, BLOCK_N):
+            n = start + tl.arange(0, BLOCK_N)
+            at = page_offsets(table, n, length, head, KV_HEADS, HEAD_DIM, BLOCK_SIZE)
+            live = n < length
+            keys = (d < HEAD_DIM)[:, None] & live[None, :]
+            k = tl.load(cache + at[None, :] + d[:, None], mask=keys, other=0.0)
+            values = live[:, None] & (d < HEAD_DIM)[None, :]
+            v = tl.load(cache + BLOCK_SIZE * HEAD_DIM + at[:, None] + d[None, :], mask=values, other=0.0)
+            s = tl.dot(q, k.to(q.dtype), input_precision=PRECISION)
+            s = capped(s, scale, soft_cap, SOFT_CAP)
+            seen = n[None, :] <= position[:, None]
+            if WINDOW > 0:
+                seen = seen & (n[None, :] > position[:, None] - WINDOW)
+            s = tl.where(seen, s, float("-inf"))
+            p, high, norm, shrink = softmax_step(s, high, norm)
+            acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc * shrink[:, None], input_precision=PRECISION)
+
+        whole = (lo == 0) & (hi == count)
+        out_at = out + token[:, None] * (KV_HEADS * GROUP * HEAD_DIM) + q_head[:, None] * HEAD_DIM + d[None, :]
+        if whole:
+            tl.store(out_at, acc / tl.maximum(norm, 1e-30)[:, None], mask=inside)
+        else:
+            begin = row_begin + head * count
+            left = _owner(total, programs, begin)
+            right = _owner(total, programs, begin + count - 1)
+            slot = program * 2 + (program == left).to(tl.int32)
+            tl.store(partial + (slot * USED + m[:, None]) * DIM + d[None, :], acc, mask=used[:, None])
+            tl.store(stats + slot * 2 * USED + m, high, mask=used)
+            tl.store(stats + slot * 2 * USED + USED + m, norm, mask=used)
+            tl.debug_barrier()  # all threads' stores come before the one thread's release
+            pair = row * KV_HEADS + head
+            if tl.atomic_add(counters + pair, 1, sem="acq_rel", scope="gpu") == right - left:
+                _merge(partial, stats, out, left, right, row * QUERIES, head, KV_HEADS, GROUP, QUERIES, HEAD_DIM, DIM, USED)
+                tl.store(counters + pair, 0)  # ready for the next launch
+        unit += hi - lo
+        if unit == row_begin + count * KV_HEADS:
+            row_begin = unit
+            row += 1
+
+
+@triton.jit
+def _merge(
+    partial,
+    stats,
+    out,
+    left,
+    right,
+    token,
+    head,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    QUERIES: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIM: tl.constexpr,
+    USED: tl.constexpr,
+):
+    PARTS: tl.constexpr = 4  # partial results read at once: their loads overlap
+    m = tl.arange(0, USED)
+    d = tl.arange(0, DIM)
+    high = tl.full([USED], -1e30, tl.float32)
+    norm = tl.zeros([USED], tl.float32)
+    acc = tl.zeros([USED, DIM], tl.float32)
+    for base in range(left, right + 1, PARTS):
+        part = base + tl.arange(0, PARTS)
+        slot = part * 2 + (part == left).to(tl.int32)
+        live = (part <= right)[:, None] & (m < QUERIES * GROUP)[None, :]
+        at = slot[:, None] * USED + m[None, :]
+        stat = stats + slot[:, None] * (2 * USED) + m[None, :]
+        high_part = tl.load(stat, mask=live, other=-1e30, cache_modifier=".cg")
+        norm_part = tl.load(stat + USED, mask=live, other=0.0, cache_modifier=".cg")
+        acc_at = partial + at[:, :, None] * DIM + d[None, None, :]
+        acc_part = tl.load(acc_at, mask=live[:, :, None], other=0.0, cache_modifier=".cg")
+        top = tl.maximum(high, tl.max(high_part, 0))
+        shrink = tl.exp2(high - top)
+        weight = tl.exp2(high_part - top[None, :])
+        norm = norm * shrink + tl.sum(norm_part * weight, 0)
+        acc = acc * shrink[:, None] + tl.sum(acc_part * weight[:, :, None], 0)
+        high = top
+    at = (token + m // GROUP).to(tl.int64)[:, None] * (KV_HEADS * GROUP) + head * GROUP + (m % GROUP)[:, None]
+    inside = (m < QUERIES * GROUP)[:, None] & (d < HEAD_DIM)[None, :]
+    tl.store(out + at * HEAD_DIM + d[None, :], acc / tl.maximum(norm, 1e-30)[:, None], mask=inside)
