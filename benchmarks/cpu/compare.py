@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -105,6 +106,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.model is None and any(not engine.startswith("octavo") for engine in options.engines):
         parser.error("vllm and transformers need --model; export_smollm2.py makes it")
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        print(f"warning: the machine is busy (load {load:.1f}); figures will be too low", file=sys.stderr)
     figures, failed = _collect(options)
     summary = results.summarise(figures, _recorded_command(options))
     if summary:

@@ -69,8 +69,7 @@ class Arrivals:
 
 
 def main() -> None:
-    parser = runner.parser(__doc__)
-    parser.set_defaults(model=BUNDLED)
+    parser = runner.parser(__doc__, BUNDLED)
     parser.add_argument("--int8", action="store_true", help="quantise the weights to INT8 while loading")
     options = parser.parse_args()
 

@@ -26,12 +26,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that every runner takes."""
+def parser(description: str | None, model: str | None = None) -> argparse.ArgumentParser:
+    """The options that every runner takes. Without a `model` of its own, a runner must be given one."""
     result = argparse.ArgumentParser(description=description)
     result.add_argument("workloads", nargs="+", choices=workloads.NAMES, metavar="WORKLOAD", help="%(choices)s")
     result.add_argument("--scale", type=float, default=1.0, help="shrink the request counts, for trials")
-    result.add_argument("--model", required=True, help="the checkpoint")
+    result.add_argument("--model", default=model, required=model is None, help="the checkpoint")
     return result
 
 

@@ -91,12 +91,20 @@ def make_context(config: LaunchConfig, profile: ModelProfile, device: DeviceProf
         block_size=config.cache.block_size,
         max_length=_max_length(config, profile),
         max_sequences=config.scheduler.max_sequences,
-        max_batch_tokens=config.scheduler.max_batch_tokens,
+        max_batch_tokens=_batch_tokens(config, device),
         tensor_parallel=config.executor.tensor_parallel,
         pipeline_parallel=config.executor.pipeline_parallel,
         data_parallel=config.executor.data_parallel,
         seed=config.model.seed,
     )
+
+
+def _batch_tokens(config: LaunchConfig, device: DeviceProfile) -> int:
+    """On a CPU a step of 1,024 prompt tokens takes over a second, for which everyone's answers stand still."""
+    wanted = config.scheduler.max_batch_tokens
+    if wanted == "auto":
+        return 1024 if device.type == "cpu" else 8192
+    return wanted
 
 
 def _gpu_dtype(stored: str) -> Any:

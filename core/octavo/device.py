@@ -91,10 +91,20 @@ def _cpu_memory() -> tuple[int, int]:
         total, free = fields["MemTotal"], fields["MemAvailable"]
     except (OSError, KeyError, ValueError, IndexError):
         total = free = _system_memory()
-    limit, used = _read_number("memory.max"), _read_number("memory.current")
+    limit = _read_number("memory.max")
     if limit is not None and limit < total:
-        total, free = limit, min(free, max(0, limit - (used or 0)))
+        # Cached files count as used, but make room when it is needed.
+        used = (_read_number("memory.current") or 0) - _cached_files()
+        total, free = limit, min(free, max(0, limit - max(0, used)))
     return total, free
+
+
+def _cached_files() -> int:
+    try:
+        lines = (_CGROUP / "memory.stat").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+    except (OSError, ValueError, StopIteration):
+        return 0
 
 
 def _system_memory() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from octavo.errors import CheckpointError, ConfigError, PluginError
 from octavo.explain import explain
 from octavo.hookspecs import hookimpl
 from octavo.loading.profile import read_profile
+from octavo.plugins.host import PluginHost
 from octavo.records import (
     AttentionRecord,
     Context,
@@ -24,6 +26,7 @@ from octavo.records import (
     OpRecord,
     QuantizationRecord,
 )
+from octavo.run import memory
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -40,6 +43,17 @@ LLAMA: dict[str, Any] = {
     "eos_token_id": 1,
     "tie_word_embeddings": True,
 }
+
+
+PLAN = SimpleNamespace(
+    weights_bytes=1,
+    kv_bytes_per_block=2,
+    num_blocks=3,
+    kv_bytes=6,
+    activation_bytes=4,
+    sequences_at_max_length=1.5,
+    lines=["weights 1 byte"],
+)
 
 
 @pytest.fixture
@@ -237,12 +251,14 @@ def test_a_decide_hook_is_heard_but_the_configuration_has_the_last_word(model: A
 def test_processors_are_built_in_the_order_of_the_configuration(model: Any) -> None:
     resolved = decide(model(), {"logits_processors": ["loud", "calm"]}, Parts())
     assert [choice.name for choice in resolved.processors] == ["loud", "calm"]
-    assert resolved.build_processors() == [("loud", 128), ("calm", 128)]  # type: ignore[comparison-overlap]
+    built: list[Any] = list(resolved.build_processors())
+    assert built == [("loud", 128), ("calm", 128)]
 
 
 def test_the_executor_gets_the_whole_decision(model: Any) -> None:
     resolved = decide(model(), {"executor": "simulated"}, Parts())
-    assert build_executor(resolved) == (resolved, resolved.choices["executor"].options)
+    built: Any = build_executor(resolved)
+    assert built == (resolved, resolved.choices["executor"].options)
 
 
 def test_the_policy_is_built(model: Any) -> None:
@@ -265,7 +281,8 @@ def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
         decide(str(tmp_path / "nowhere"))
 
 
-def test_explaining_says_what_why_and_how_much(model: Any) -> None:
+def test_explaining_says_what_and_why(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "plan_memory", lambda resolved: PLAN)
     resolved = decide(model(), {"logits_processors": ["calm"]}, Parts())
     explanation = explain(resolved)
     text = explanation.text()
@@ -289,20 +306,7 @@ def test_explaining_says_what_why_and_how_much(model: Any) -> None:
 
 
 def test_the_memory_plan_is_printed_or_why_there_is_none(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from types import SimpleNamespace
-
-    from octavo.run import memory
-
-    plan = SimpleNamespace(
-        weights_bytes=1,
-        kv_bytes_per_block=2,
-        num_blocks=3,
-        kv_bytes=6,
-        activation_bytes=4,
-        sequences_at_max_length=1.5,
-        lines=["weights 1 byte"],
-    )
-    monkeypatch.setattr(memory, "plan_memory", lambda resolved: plan)
+    monkeypatch.setattr(memory, "plan_memory", lambda resolved: PLAN)
     explanation = explain(decide(model()))
     assert explanation.memory["sequences_at_max_length"] == 1.5
     assert "  weights 1 byte" in explanation.text()
@@ -317,13 +321,7 @@ def test_the_memory_plan_is_printed_or_why_there_is_none(model: Any, monkeypatch
 
 
 def test_with_every_plugin_disabled_the_empty_slot_is_named(model: Any) -> None:
-    from octavo.plugins.host import PluginHost
-
-    host = PluginHost.load(load_launch({"plugins": {"autoload": False}})[0].plugins)
-    config, _ = load_launch(
-        {"plugins": {"autoload": False}, "api": [], "model": {"path": model(), "device": "cpu"}}
-    )
+    config, _ = load_launch({"plugins": {"autoload": False}, "model": {"path": model(), "device": "cpu"}})
     bare = PluginHost.load(config.plugins.model_copy(update={"disable": ["builtin"]}))
-    assert host.attention_backends()
     with pytest.raises(PluginError, match=r"the loader slot is empty.*Not loaded: 'builtin' \(octavo .*disabled"):
         resolve(config, bare)

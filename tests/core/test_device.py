@@ -36,6 +36,8 @@ def test_a_container_limits_memory_and_cores(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(device, "_CGROUP", tmp_path)
     found = device.probe_cpu()
     assert (found.total_memory, found.free_memory, found.cores) == (512000, 500000, 1)
+    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 8000\n")
+    assert device.probe_cpu().free_memory == 508000, "cached files are not in the way"
     (tmp_path / "memory.max").write_text("max\n")
     found = device.probe_cpu()
     assert (found.total_memory, found.free_memory) == (1000 * 1024, 800 * 1024)

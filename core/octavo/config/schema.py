@@ -47,9 +47,14 @@ class PluginsSection(Section):
     """Which plugins are loaded, beside those found through entry points."""
 
     autoload: bool = Field(default=True, description="Load every installed `octavo.plugins` entry point.")
-    enable: list[str] = Field(default=[], description="Entry points to load when `autoload` is false.")
+    enable: list[str] = Field(
+        default=[], description="Entry points that must load; with `autoload: false` no others do."
+    )
     disable: list[str] = Field(default=[], description="Entry points not to load.")
-    load: list[str] = Field(default=[], description="Modules (`pkg.mod`) or files (`./plugin.py`) to load as well.")
+    load: list[str] = Field(
+        default=[],
+        description="Modules (`pkg.mod`) or files (`./plugin.py`, from the working directory) to load as well.",
+    )
 
 
 class ModelSection(Section):
@@ -84,7 +89,7 @@ class CacheSection(Section):
 
     block_size: int = Field(default=16, ge=1, le=256, description="Tokens a block.")
     memory: float = Field(default=0.92, gt=0, le=1, description="Share of the GPU's memory that Octavo may use.")
-    cpu_memory_gib: float = Field(default=2.0, gt=0, description="KV cache size on a CPU, in GiB.")
+    cpu_memory_gib: float = Field(default=4.0, gt=0, description="KV cache size on a CPU, in GiB.")
     blocks: int | None = Field(default=None, ge=2, description="Number of blocks; overrides the memory settings.")
     dtype: Literal["auto", "float32", "float16", "bfloat16", "fp8_e4m3"] = "auto"
     prefix_caching: bool = Field(default=True, description="Reuse the KV blocks of equal prompt beginnings.")
@@ -94,7 +99,9 @@ class SchedulerLimits(Section):
     """The part of `scheduler` that belongs to the core, whatever the policy."""
 
     max_sequences: int = Field(default=256, ge=1, le=4096, description="Sequences running at once.")
-    max_batch_tokens: int = Field(default=8192, ge=1, description="Token budget of one step.")
+    max_batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto", description="Token budget of one step; auto: 1024 on a CPU, 8192 on a GPU."
+    )
     max_queue: int = Field(default=4096, ge=1, description="Waiting requests; one more is refused with 503.")
 
 

@@ -92,6 +92,8 @@ class Admission:
         self, prompt: str | Sequence[int], params: SamplingParams, add_special_tokens: bool = True
     ) -> tuple[list[int], list[list[int]]]:
         """The slow part of admission, all tokenising: prompt ids and bad-word ids for ``submit``."""
+        if not isinstance(params, SamplingParams):
+            raise RequestError(f"params must be SamplingParams, not {type(params).__name__}.", param="params")
         return self.prompt_ids(prompt, add_special_tokens), self.bad_word_ids(params)
 
     def bad_word_ids(self, params: SamplingParams) -> list[list[int]]:

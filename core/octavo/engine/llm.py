@@ -259,9 +259,6 @@ def _params_for(params: SamplingParams | Sequence[SamplingParams], count: int) -
     each = [params] * count if isinstance(params, SamplingParams) else list(params)
     if len(each) != count:
         raise RequestError(f"there are {count} prompts and {len(each)} sampling parameters.", param="params")
-    wrong = next((item for item in each if not isinstance(item, SamplingParams)), None)
-    if wrong is not None:
-        raise RequestError(f"params must be SamplingParams, not {type(wrong).__name__}.", param="params")
     return each
 
 

@@ -47,6 +47,11 @@ class ProcessLink:
         """The engine's process id, once started."""
         return self._process.pid if self._process is not None else None
 
+    @property
+    def folder(self) -> Path | None:
+        """Where the sockets lie, once started."""
+        return self._folder
+
     def start(self) -> None:
         """Start the process and hand it its boot message."""
         self._folder = _private_folder()

@@ -58,8 +58,8 @@ class Tokenizer:
         """
         try:
             ids: list[int] = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
-        except UnicodeEncodeError as error:
-            raise RequestError("The text holds half of a surrogate pair, which is not valid Unicode.") from error
+        except (TypeError, UnicodeEncodeError) as error:  # the library's word for text that has no UTF-8
+            raise RequestError("The text is not valid Unicode: it holds half of a surrogate pair.") from error
         if self._max_ids is not None and max(ids, default=0) >= self._max_ids:
             token = next(number for number in ids if number >= self._max_ids)
             raise RequestError(f"The text holds token {self.id_to_piece(token)!r}, which the model does not have.")

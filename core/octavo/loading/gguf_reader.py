@@ -88,6 +88,8 @@ class _Cursor:
         tensors = {name: GgufTensor(name, shape, kind, start + offset) for name, shape, kind, offset in found}
         if len(tensors) != count:
             raise self.damaged("a tensor name occurs twice")
+        if max((tensor.offset for tensor in tensors.values()), default=0) > self.size:
+            raise CheckpointError(f"{self.path}: truncated: tensors lie beyond its end. Download the file again.")
         return tensors
 
     def dims(self) -> tuple[int, ...]:

@@ -116,7 +116,7 @@ class LlamaForCausalLM:
         tied = self._embed if profile.tied_embeddings else None
         self._head = LMHead(parts, "lm_head", profile.vocab_size, profile.hidden_size, tied)
         self._rope = Rope(profile.config, profile.head_dim, max_length, parts.device)
-        self.attention_layers = [layer.attention.spec for layer in self._layers]
+        self.attention_layers: Sequence[AttentionSpec] = [layer.attention.spec for layer in self._layers]
         if tied:
             self.ignored_weights = (*self.ignored_weights, r"lm_head\.weight")
 

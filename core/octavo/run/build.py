@@ -24,9 +24,9 @@ def build_parts(resolved: Resolved, device: torch.device, ranks: Ranks | None = 
     return Parts(
         dtype=getattr(torch, ctx.dtype),
         device=device,
-        attention=attention.record.build(ctx, attention.options),
-        ops=build_ops({choice.record.op: choice.record.build(ctx, choice.options) for choice in resolved.ops}),
-        scheme=scheme.record.build(ctx, scheme.options) if scheme else None,
+        attention=attention.build(ctx, attention.options),
+        ops=build_ops({choice.record.op: choice.build(ctx, choice.options) for choice in resolved.ops}),
+        scheme=scheme.build(ctx, scheme.options) if scheme else None,
         ranks=ranks or Ranks(),
     )
 
@@ -34,7 +34,7 @@ def build_parts(resolved: Resolved, device: torch.device, ranks: Ranks | None = 
 def build_model(resolved: Resolved, parts: Parts) -> CausalLM:
     """The architecture, with its parameters allocated on ``parts.device`` and nothing in them yet."""
     choice = resolved.choices["architecture"]
-    model: CausalLM = choice.record.build(resolved.context, choice.options, parts)
+    model: CausalLM = choice.build(resolved.context, choice.options, parts)
     return model
 
 
@@ -43,7 +43,7 @@ def load_model(resolved: Resolved, parts: Parts, progress: Progress) -> tuple[Ca
     model = build_model(resolved, parts)
     choice = resolved.choices["loader"]
     with torch.inference_mode():
-        choice.record.build(resolved.context, choice.options).load(model, resolved.context.model, progress)
+        choice.build(resolved.context, choice.options).load(model, resolved.context.model, progress)
         size = sum(slot.target.numel() * slot.target.element_size() for slot in model.slots())
         model.finalize()
     return model, size

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import pytest
+from pydantic import Field, SecretStr
+
 from octavo.config.compose import compose, load_launch
 from octavo.config.json_schema import launch_schema
 from octavo.config.launch import LaunchConfig
@@ -22,7 +24,6 @@ from octavo.records import (
     PolicyRecord,
     QuantizationRecord,
 )
-from pydantic import Field, SecretStr
 
 
 class Tile(Section):
@@ -279,7 +280,7 @@ def test_a_record_given_in_python_can_not_become_a_mapping() -> None:
 
 def test_the_configuration_is_frozen() -> None:
     with pytest.raises(Exception, match="frozen"):
-        load().cache.blocks = 3  # type: ignore[misc]
+        load().cache.blocks = 3
 
 
 def test_a_mapping_of_another_kind_and_sections_as_objects_are_fine() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from octavo.config.overrides import apply, parse_overrides
 from octavo.config.reading import parse, read_file
 from octavo.errors import ConfigError
@@ -20,6 +21,8 @@ def write(folder: Path, text: str) -> Path:
 def test_a_file_is_a_mapping(tmp_path: Path) -> None:
     assert read_file(write(tmp_path, "model:\n  path: ./m\n")) == {"model": {"path": "./m"}}
     assert read_file(write(tmp_path, "# nothing yet\n")) == {}
+    merged = read_file(write(tmp_path, "a: &base {x: 1, y: 2}\nb: {<<: *base, y: 3}\n"))
+    assert merged["b"] == {"x": 1, "y": 3}
 
 
 @pytest.mark.parametrize(

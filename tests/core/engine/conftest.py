@@ -38,7 +38,7 @@ def model(tmp_path_factory):
     return folder
 
 
-@pytest.fixture()
+@pytest.fixture
 def simulated(model):
     """Keyword arguments for ``LLM`` and ``AsyncEngine``; options of the executor as keywords."""
 

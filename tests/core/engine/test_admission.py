@@ -71,7 +71,9 @@ def test_prompt_must_leave_room_for_an_answer():
     assert error.code == "context_length_exceeded"
 
 
-@pytest.mark.parametrize("prompt", [[-1], [1, 300], [1.5], ["a"], [True], [None], 7, None, {"a": 1}, b"hi", {1}, {1: 2}, [[1]]])
+@pytest.mark.parametrize(
+    "prompt", [[-1], [1, 300], [1.5], ["a"], [True], [None], 7, None, {"a": 1}, b"hi", {1}, {1: 2}, [[1]]]
+)
 def test_prompts_of_wrong_type_or_range_are_refused(prompt):
     refused("prompt", prompt=prompt)
 

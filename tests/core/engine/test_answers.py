@@ -19,7 +19,9 @@ class ByteTokenizer:
     special_ids = frozenset([EOS])
 
     def decode(self, ids, skip_special_tokens=False):
-        names = [b"<eos>" if token == EOS else bytes([token]) for token in ids if token != EOS or not skip_special_tokens]
+        names = [
+            b"<eos>" if token == EOS else bytes([token]) for token in ids if token != EOS or not skip_special_tokens
+        ]
         return b"".join(names).decode(errors="replace")
 
     def token_text(self, token):
@@ -109,7 +111,9 @@ def test_without_detokenising_there_are_only_ids():
     assert [token for delta in deltas for token in delta.token_ids] == [*b"ab", EOS]
 
 
-@given(st.text("aé€😀", max_size=30), st.lists(st.integers(1, 4), min_size=1), st.sampled_from([(), ("é",), ("€a",)]))
+@given(
+    st.text("aé€😀", max_size=30), st.lists(st.integers(1, 4), min_size=1), st.sampled_from([(), ("é",), ("€a",)])
+)
 def test_chunks_of_any_size_give_the_same_answer(text, sizes, stops):
     ids, chunks = [*text.encode()], []
     while ids:
@@ -180,7 +184,12 @@ def test_summary():
     assert request.summary(now=6.5).finish_reason == "abort"
     request.push(Output(10, [99], finish_reason="length"), now=7.0)
     summary = request.summary(now=7.0)
-    assert (summary.request_id, summary.adapter, summary.cached_tokens, summary.output_tokens) == ("label", None, 2, 3)
+    assert (summary.request_id, summary.adapter, summary.cached_tokens, summary.output_tokens) == (
+        "label",
+        None,
+        2,
+        3,
+    )
     assert (summary.queue_time, summary.time_to_first_token, summary.duration) == (0.25, 1.0, 2.0)
     assert summary.finish_reason == "length"
 

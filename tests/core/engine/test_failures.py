@@ -8,7 +8,7 @@ import pytest
 from octavo import errors
 from octavo.contracts.api import EngineStats
 from octavo.engine.failures import Failure, describe, restore
-from octavo.engine.messages import Abort, Beat, FromEngine, Output, Outputs, Rejected, Submit, TokenScore, ToEngine
+from octavo.engine.messages import Abort, Beat, FromEngine, Output, Outputs, Rejected, Submit, ToEngine, TokenScore
 from octavo.params import SamplingParams
 
 
@@ -57,8 +57,8 @@ def test_foreign_errors_keep_their_name():
     assert (type(copy), str(copy)) == (errors.EngineDeadError, "MemoryError: no room")
 
 
-SUBMIT = Submit(3, [1, 2], SamplingParams(stop="a", logit_bias={1: 2.0}, extra={"p": [1]}), [2], [2], [[4]], 2**63 - 1,
-                8, -1, 0.5, None, "salt")  # fmt: skip
+PARAMS = SamplingParams(stop="a", logit_bias={1: 2.0}, extra={"p": [1]})
+SUBMIT = Submit(3, [1, 2], PARAMS, [2], [2], [[4]], 2**63 - 1, 8, -1, 0.5, None, "salt")
 
 
 @pytest.mark.parametrize("message", [SUBMIT, Abort([1, 2])])

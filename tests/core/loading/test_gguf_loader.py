@@ -143,7 +143,7 @@ def refusal(kit: Any, path: Path) -> str:
 
 def test_truncated_files_name_the_tensor(kit: Any, folder: Path, tmp_path: Path) -> None:
     path = kit.write_gguf(folder, tmp_path / "m.gguf", Q.Q8_0)
-    path.write_bytes(path.read_bytes()[:-5000])
+    path.write_bytes(path.read_bytes()[:-100])
     message = refusal(kit, path)
     assert "truncated inside tensor" in message
     assert str(path) in message

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from octavo.testing.sandbox import write_distribution
 
 Install = Callable[..., None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from octavo.config.schema import PluginsSection
 from octavo.errors import PluginError
 from octavo.plugins.host import PluginHost

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from octavo.config.schema import PluginsSection
 from octavo.contracts.api import Arrival, RequestSummary
 from octavo.errors import NotFoundError, PluginError

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from octavo.config.schema import PluginsSection
 from octavo.errors import PluginError
 from octavo.hookspecs import hookimpl
@@ -169,7 +170,7 @@ def test_two_records_of_one_name_name_both_plugins_and_distributions(install: An
 def test_a_name_that_does_not_exist_is_an_error_with_the_nearest(install: Any, key: str) -> None:
     install("shortest", shortest_first=policy("sjf"))
     with pytest.raises(PluginError, match=rf"plugins\.{key}.*'shortest_frist'.*Did you mean 'shortest_first'\?"):
-        PluginHost.load(PluginsSection(**{key: ["shortest_frist"]}))
+        PluginHost.load(PluginsSection.model_validate({key: ["shortest_frist"]}))
 
 
 def test_one_name_in_enable_and_disable_is_an_error(install: Any) -> None:

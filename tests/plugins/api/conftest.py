@@ -12,6 +12,7 @@ import httpx
 import openai
 import pytest
 import uvicorn
+
 from octavo.cli.listen import build_app, open_socket
 from octavo.testing.client import ScriptedClient
 from octavo_api.openai import build

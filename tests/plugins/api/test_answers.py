@@ -6,6 +6,7 @@ import json
 from itertools import chain
 
 import pytest
+
 from octavo.testing.client import ScriptedClient
 
 

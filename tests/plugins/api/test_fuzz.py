@@ -6,6 +6,7 @@ import json
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from octavo_api.schemas_chat import ChatBody, Message
 from octavo_api.schemas_completions import CompletionBody
 from octavo_api.unsupported import _CHAT, _COMPLETION

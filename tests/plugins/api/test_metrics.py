@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from octavo.contracts.api import EngineStats
 from octavo.testing.client import ScriptedClient
-from prometheus_client.parser import text_string_to_metric_families
 
 
 def figures(api):

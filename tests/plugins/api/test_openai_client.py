@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import openai
 import pytest
+
 from octavo.contracts.api import Health
 from octavo.errors import EngineDeadError, OverloadedError
 from octavo.testing.client import ScriptedClient

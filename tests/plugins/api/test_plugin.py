@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from octavo.cli.listen import build_app, open_socket
 from octavo.contracts.api import EngineClient
 from octavo.errors import ConfigError

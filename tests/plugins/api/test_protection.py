@@ -8,6 +8,7 @@ import socket
 import time
 
 import pytest
+
 from octavo.contracts.api import Health
 from octavo.errors import ConfigError
 from octavo.testing.client import ScriptedClient

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from octavo.params import SamplingParams
 from octavo.testing.client import BOS, ScriptedClient
 

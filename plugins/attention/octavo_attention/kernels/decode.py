@@ -42,7 +42,7 @@ def _tile_count(length, QUERIES: tl.constexpr, WINDOW: tl.constexpr, BLOCK_N: tl
     return tl.maximum(count, 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "table_stride"])
 def decode_kernel(
     query,
     cache,
@@ -116,12 +116,13 @@ def decode_kernel(
             values = live[:, None] & (d < HEAD_DIM)[None, :]
             v = tl.load(cache + BLOCK_SIZE * HEAD_DIM + at[:, None] + d[None, :], mask=values, other=0.0)
             s = tl.dot(q, k.to(q.dtype), input_precision=PRECISION)
-            s = capped(s, scale, soft_cap, SOFT_CAP)
+            if SOFT_CAP:
+                s = capped(s, scale, soft_cap)
             seen = n[None, :] <= position[:, None]
             if WINDOW > 0:
                 seen = seen & (n[None, :] > position[:, None] - WINDOW)
             s = tl.where(seen, s, float("-inf"))
-            p, high, norm, shrink = softmax_step(s, high, norm)
+            p, high, norm, shrink = softmax_step(s, high, norm, 1.0 if SOFT_CAP else scale)
             acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc * shrink[:, None], input_precision=PRECISION)
 
         whole = (lo == 0) & (hi == count)
@@ -139,7 +140,9 @@ def decode_kernel(
             tl.debug_barrier()  # all threads' stores come before the one thread's release
             pair = row * KV_HEADS + head
             if tl.atomic_add(counters + pair, 1, sem="acq_rel", scope="gpu") == right - left:
-                _merge(partial, stats, out, left, right, row * QUERIES, head, KV_HEADS, GROUP, QUERIES, HEAD_DIM, DIM, USED)
+                _merge(
+                    partial, stats, out, left, right, row * QUERIES, head, KV_HEADS, GROUP, QUERIES, HEAD_DIM, DIM, USED
+                )  # fmt: skip
                 tl.store(counters + pair, 0)  # ready for the next launch
         unit += hi - lo
         if unit == row_begin + count * KV_HEADS:

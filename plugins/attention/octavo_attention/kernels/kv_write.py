@@ -3,17 +3,18 @@
 # mypy: disable-error-code="misc, no-untyped-def"
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "decodes"])
 def kv_write_kernel(
     key,
     value,
     cache,
     slots,
+    tokens,
+    decodes,
     key_token_stride,
     key_head_stride,
     value_token_stride,
@@ -23,6 +24,7 @@ def kv_write_kernel(
     BLOCK_SIZE: tl.constexpr,
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
+    CLEAN: tl.constexpr,
 ):
     # One program a token: it moves KV_HEADS * HEAD_DIM numbers twice, a few vectors for each thread.
     token = tl.program_id(0).to(tl.int64)
@@ -35,27 +37,16 @@ def kv_write_kernel(
     k = tl.load(key + token * key_token_stride + head * key_head_stride + dim, mask=inside)
     v = tl.load(value + token * value_token_stride + head * value_head_stride + dim, mask=inside)
     page = (slot // BLOCK_SIZE * KV_HEADS + head) * 2
-    target = cache + (page * BLOCK_SIZE + slot % BLOCK_SIZE) * HEAD_DIM + dim
-    tl.store(target, k.to(cache.dtype.element_ty), mask=inside)
-    tl.store(target + BLOCK_SIZE * HEAD_DIM, v.to(cache.dtype.element_ty), mask=inside)
-
-
-def kv_write(key: torch.Tensor, value: torch.Tensor, cache: torch.Tensor, slots: torch.Tensor) -> None:
-    """Copy ``key`` and ``value`` [tokens, kv_heads, head_dim] to ``slots`` [tokens]; negative slots are skipped."""
-    _, kv_heads, _, block_size, head_dim = cache.shape
-    kv_write_kernel[(key.shape[0],)](
-        key,
-        value,
-        cache,
-        slots,
-        key.stride(0),
-        key.stride(1),
-        value.stride(0),
-        value.stride(1),
-        KV_HEADS=kv_heads,
-        HEAD_DIM=head_dim,
-        BLOCK_SIZE=block_size,
-        HEADS=triton.next_power_of_2(kv_heads),
-        DIM=triton.next_power_of_2(head_dim),
-        num_warps=4,
-    )
+    at = cache + (page * BLOCK_SIZE + slot % BLOCK_SIZE) * HEAD_DIM + dim
+    tl.store(at, k.to(cache.dtype.element_ty), mask=inside)
+    at += BLOCK_SIZE * HEAD_DIM
+    tl.store(at, v.to(cache.dtype.element_ty), mask=inside)
+    if CLEAN:
+        # Whole-page readers multiply the unused end of a row's last block by 0, and 0 * NaN is NaN: whatever an
+        # earlier owner left there must go. A row ends where the next token's slot does not follow.
+        if token >= decodes:
+            follower = tl.load(slots + token + 1, mask=token + 1 < tokens, other=-1)
+            if follower != slot + 1:
+                for _ in range(slot % BLOCK_SIZE + 1, BLOCK_SIZE):
+                    at += HEAD_DIM
+                    tl.store(at, tl.zeros([HEADS, DIM], cache.dtype.element_ty), mask=inside)

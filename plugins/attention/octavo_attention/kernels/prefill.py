@@ -50,25 +50,27 @@ def _attend(
         else:
             k = tl.load(k_at)
             v = tl.load(v_at)
-        s = capped(tl.dot(q, k.to(q.dtype), input_precision=PRECISION), scale, soft_cap, SOFT_CAP)
+        s = tl.dot(q, k.to(q.dtype), input_precision=PRECISION)
+        if SOFT_CAP:
+            s = capped(s, scale, soft_cap)
         if MASKED:
             seen = n[None, :] <= position[:, None]
             if WINDOW > 0:
                 seen = seen & (n[None, :] > position[:, None] - WINDOW)
             s = tl.where(seen, s, float("-inf"))
-        p, high, norm, shrink = softmax_step(s, high, norm)
+        p, high, norm, shrink = softmax_step(s, high, norm, 1.0 if SOFT_CAP else scale)
         acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc * shrink[:, None], input_precision=PRECISION)
     return high, norm, acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def prefill_kernel(
     query,
     cache,
     tables,
     lengths,
     starts,
-    tiles,
+    work,
     out,
     scale,
     soft_cap,
@@ -90,8 +92,8 @@ def prefill_kernel(
     # the whole group. Tiles come longest first and all tiles of a head follow each other, so that the programs
     # running together read the same keys out of the L2 cache and the last ones are short.
     TOKENS: tl.constexpr = BLOCK_M // GROUP
-    row = tl.load(tiles + 2 * tl.program_id(0))
-    first = tl.load(tiles + 2 * tl.program_id(0) + 1)
+    row = tl.load(work + 2 * tl.program_id(0))
+    first = tl.load(work + 2 * tl.program_id(0) + 1)
     head = tl.program_id(1)
     length = tl.load(lengths + row)
     begin = tl.load(starts + row)
@@ -122,10 +124,10 @@ def prefill_kernel(
         high, norm, acc = _attend(
             q, high, norm, acc, cache, table, head, length, position, lo, full, scale, soft_cap, KV_HEADS, HEAD_DIM,
             BLOCK_SIZE, WINDOW, SOFT_CAP, BLOCK_N, DIM, PRECISION, False,
-        )
+        )  # fmt: skip
     high, norm, acc = _attend(
         q, high, norm, acc, cache, table, head, length, position, full, hi, scale, soft_cap, KV_HEADS, HEAD_DIM,
         BLOCK_SIZE, WINDOW, SOFT_CAP, BLOCK_N, DIM, PRECISION, True,
-    )
+    )  # fmt: skip
     acc = acc / tl.maximum(norm, 1e-30)[:, None]
     tl.store(out + (at * (KV_HEADS * GROUP) + q_head) * HEAD_DIM + d[None, :], acc, mask=inside)

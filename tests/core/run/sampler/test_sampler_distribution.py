@@ -51,12 +51,13 @@ def expected_distribution(logits: np.ndarray, params: Any) -> np.ndarray:
         p[order[params.top_k :]] = 0
     before = np.cumsum(p[order]) - p[order]
     p[order[before >= params.top_p * p.sum()]] = 0
-    return p / p.sum()
+    distribution: np.ndarray = p / p.sum()
+    return distribution
 
 
 def chi_square_limit(freedom: int) -> float:
     """The value exceeded once in 30,000 times (Wilson and Hilferty)."""
-    return freedom * (1 - 2 / (9 * freedom) + 4 * np.sqrt(2 / (9 * freedom))) ** 3
+    return float(freedom * (1 - 2 / (9 * freedom) + 4 * np.sqrt(2 / (9 * freedom))) ** 3)
 
 
 @pytest.mark.parametrize("params", CASES, ids=lambda case: "-".join(case) or "plain")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -37,19 +38,19 @@ KINDS: list[dict[str, Any]] = [
 ROWS = np.random.default_rng(0).permutation(16)[: len(KINDS)]
 
 
-@pytest.fixture
+@contextmanager
 def no_waiting() -> Iterator[None]:
     """A wait for the device is an error, as CUDA's own debug mode sees it."""
     torch.cuda.set_sync_debug_mode("error")
-    yield
-    torch.cuda.set_sync_debug_mode("default")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
-def admitted(device: torch.device, start: Start) -> Sampler:
-    sampler = Sampler(V, 16, device)
+def admit_all(sampler: Sampler, start: Start) -> None:
     for row, (seed, kind) in zip(ROWS.tolist(), enumerate(KINDS), strict=True):
         sampler.admit(start(row, [1, 2, 1], prompt_length=2, seed=seed, **kind))
-    return sampler
 
 
 def logits_of(step: int) -> torch.Tensor:
@@ -62,14 +63,16 @@ def test_the_same_integers() -> None:
     assert torch.equal(random_bits(words.to(GPU), keys.to(GPU)).cpu(), random_bits(words, keys))
 
 
-def test_the_same_tokens_and_no_waiting(start: Start, no_waiting: None) -> None:
+def test_the_same_tokens_and_no_waiting(start: Start) -> None:
     on_gpu = [step.to(GPU) for step in map(logits_of, range(STEPS))]
-    sampler = admitted(GPU, start)
     found: list[Sampled] = []
-    for step, logits in enumerate(on_gpu):
-        found.append(sampler.sample(logits, ROWS, np.full(len(KINDS), 3 + step)))
-    torch.cuda.set_sync_debug_mode("default")
-    reference = admitted(CPU, start)
+    sampler = Sampler(V, 16, GPU)
+    with no_waiting():
+        admit_all(sampler, start)
+        for step, logits in enumerate(on_gpu):
+            found.append(sampler.sample(logits, ROWS, np.full(len(KINDS), 3 + step)))
+    reference = Sampler(V, 16, CPU)
+    admit_all(reference, start)
     for step, result in enumerate(found):
         expected = reference.sample(logits_of(step), ROWS, np.full(len(KINDS), 3 + step))
         assert result.tokens.tolist() == expected.tokens.tolist()
@@ -85,12 +88,13 @@ def test_the_same_tokens_and_no_waiting(start: Start, no_waiting: None) -> None:
             assert entry.top_logprobs == pytest.approx(other.top_logprobs, abs=1e-4)
 
 
-def test_prompt_logprobs_do_not_wait(start: Start, no_waiting: None) -> None:
+def test_prompt_logprobs_do_not_wait() -> None:
     logits = logits_of(0)
     targets = torch.arange(len(KINDS))
     on_gpu, gpu_targets = logits.to(GPU), targets.to(GPU)
-    pending = Sampler(V, 1, GPU).prompt_logprobs(on_gpu, gpu_targets, 3)
-    torch.cuda.set_sync_debug_mode("default")
+    sampler = Sampler(V, 1, GPU)
+    with no_waiting():
+        pending = sampler.prompt_logprobs(on_gpu, gpu_targets, 3)
     for ours, theirs in zip(
         pending.to_host(), Sampler(V, 1, CPU).prompt_logprobs(logits, targets, 3).to_host(), strict=True
     ):
@@ -99,7 +103,8 @@ def test_prompt_logprobs_do_not_wait(start: Start, no_waiting: None) -> None:
 
 
 def test_poisoned_rows_do_not_stop_the_device(start: Start) -> None:
-    sampler = admitted(GPU, start)
+    sampler = Sampler(V, 16, GPU)
+    admit_all(sampler, start)
     for value in (float("nan"), float("inf"), -float("inf")):
         logits = logits_of(0).to(GPU)
         logits[::2] = value

@@ -45,7 +45,7 @@ def applied(
 
 
 def random_tokens(count: int, seed: int) -> list[int]:
-    return np.random.default_rng(seed).integers(0, V, count).tolist()
+    return [int(token) for token in np.random.default_rng(seed).integers(0, V, count)]
 
 
 def test_repetition_as_transformers(start: Start) -> None:

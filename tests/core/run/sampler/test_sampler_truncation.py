@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def by_float64(logits: torch.Tensor, top_k: int, top_p: float, min_p: float) -> 
 @pytest.mark.parametrize("vocab_size", [60, 3000])
 def test_each_alone_as_transformers(start: Start, vocab_size: int) -> None:
     logits = logits_of(1, vocab_size)
-    cases = [
+    cases: list[tuple[dict[str, Any], Any]] = [
         ({"top_k": 1}, hf.TopKLogitsWarper(1)),
         ({"top_k": 40}, hf.TopKLogitsWarper(40)),
         ({"top_k": 2000}, hf.TopKLogitsWarper(2000)),
@@ -118,7 +119,8 @@ def test_equals_stay_together(start: Start) -> None:
     logits = torch.zeros(1, 40)
     logits[0, 5] = 2
     logits[0, [30, 8, 21]] = 1
-    for params in ({"top_k": 2}, {"top_p": 0.2}, {"top_k": 3, "top_p": 0.9}):
+    cases: list[dict[str, Any]] = [{"top_k": 2}, {"top_p": 0.2}, {"top_k": 3, "top_p": 0.9}]
+    for params in cases:
         kept = torch.isfinite(truncated(logits, start(0, **params))[0]).nonzero().flatten().tolist()
         assert kept == [5, 8, 21, 30], params
 
