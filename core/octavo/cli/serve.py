@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from octavo.cli.listen import Served
     from octavo.cli.serving import Listeners, ServedEngine
+    from octavo.config.launch import LaunchConfig
+    from octavo.plugins.host import PluginHost
 
 _CHAT: Final = "/v1/chat/completions"
 _log = logging.getLogger("octavo.serve")
@@ -43,11 +45,10 @@ def run(args: argparse.Namespace) -> int:
     """Serve until a signal comes."""
     began = time.monotonic()
     _set_up_logging(args.log_level)
-    from octavo.cli.listen import by_address, open_socket, served
-    from octavo.config.compose import load_launch
+    from octavo.cli.listen import by_address, open_socket
 
-    config, host = load_launch(args.config, [*args.overrides, *_overrides(args)])
-    groups = by_address(served(config, host))
+    config, host, surfaces = _launch(args)
+    groups = by_address(surfaces)
     listeners: Listeners = [(open_socket(*address), group) for address, group in groups.items()]
 
     from octavo.cli.serving import serve
@@ -63,10 +64,25 @@ def run(args: argparse.Namespace) -> int:
             listener.close()
 
 
-def _overrides(args: argparse.Namespace) -> list[str]:
+def _launch(args: argparse.Namespace) -> tuple[LaunchConfig, PluginHost, list[Served]]:
+    """``--host`` and ``--port`` come last: only where there is a surface can they be said of the first one."""
+    from octavo.cli.listen import served
+    from octavo.config.compose import compose, load_plugins
+    from octavo.config.overrides import parse_overrides
+
+    data, host, rest = load_plugins(args.config, [*args.overrides, *_override("model.path", args.model)])
+    config = compose(data, host, rest)
+    surfaces = served(config, host)
+    listen = [*_override("api.0.options.host", args.host), *_override("api.0.options.port", args.port)]
+    if listen:
+        config = compose(data, host, [*rest, *parse_overrides(listen)])
+        surfaces = served(config, host)
+    return config, host, surfaces
+
+
+def _override(path: str, value: object) -> list[str]:
     """JSON is YAML, so any text can be given."""
-    given = {"model.path": args.model, "api.0.options.host": args.host, "api.0.options.port": args.port}
-    return [f"{path}={json.dumps(value)}" for path, value in given.items() if value is not None]
+    return [] if value is None else [f"{path}={json.dumps(value)}"]
 
 
 def _set_up_logging(level: str) -> None:

@@ -246,14 +246,19 @@ class AsyncEngine:
 
     @property
     def _loaded(self) -> Frontend:
-        if self._frontend is None:
+        if self._ready is None:
             raise ConfigError("the engine has not been started: await start() first.")
+        if self._frontend is None:
+            raise OverloadedError("the engine is still loading its model.", retry_after=2)
         return self._frontend
 
     def _serving(self) -> Frontend:
         if self._death is not None:
             raise EngineDeadError(self._death)
-        return self._loaded
+        frontend = self._loaded
+        if not self._created:
+            raise OverloadedError("the engine is still loading its model.", retry_after=2)
+        return frontend
 
     def _check_room(self, count: int) -> None:
         """The engine has its own limit; this one keeps what it has not seen yet from piling up."""

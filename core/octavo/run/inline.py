@@ -10,7 +10,7 @@ from octavo.contracts.executor import PendingStep, StepPlan
 from octavo.loading.progress import progress_bar
 from octavo.run.build import build_parts, load_model
 from octavo.run.cpu import prepare_cpu
-from octavo.run.memory import divide_memory
+from octavo.run.memory import divide_memory, empty_cache
 from octavo.run.rows import Rows
 from octavo.run.runner import Runner
 from octavo.run.sampler import Sampler
@@ -33,9 +33,8 @@ class InlineExecutor:
         self.memory = divide_memory(resolved, model, parts.attention, weights)
         self.depth = 0 if device.type == "cpu" else 1
         self.num_blocks = self.memory.num_blocks
-        kv_dtype = getattr(torch, ctx.kv_dtype)
         caches = [
-            torch.zeros(parts.attention.kv_shape(spec, self.num_blocks), dtype=kv_dtype, device=device)
+            empty_cache(parts.attention.kv_shape(spec, self.num_blocks), getattr(torch, ctx.kv_dtype), device)
             for spec in model.attention_layers
         ]
         rows = Rows(ctx.max_sequences, ctx.max_length, ctx.block_size, device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from octavo.errors import ConfigError
@@ -70,6 +71,14 @@ def block_bytes(resolved: Resolved, model: CausalLM, attention: AttentionBackend
     """Bytes that one block takes in all layers."""
     size = getattr(torch, resolved.context.kv_dtype).itemsize
     return sum(torch.Size(attention.kv_shape(spec, 1)).numel() * size for spec in model.attention_layers)
+
+
+def empty_cache(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """One layer's cache, zeros. On a CPU the system gives the memory page by page as blocks come into use."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    size = torch.Size(shape).numel() * dtype.itemsize
+    return torch.from_numpy(np.zeros(size, np.uint8)).view(dtype).view(shape)
 
 
 def _activation_bytes(resolved: Resolved) -> int:

@@ -95,7 +95,11 @@ def tiny_llama(
 
 
 def tiny_llama_weights(config: Mapping[str, Any], seed: int = 0) -> dict[str, torch.Tensor]:
-    """Random float32 weights for a Llama ``config``, by their names in a checkpoint."""
+    """Random float32 weights for a Llama ``config``, by their names in a checkpoint.
+
+    The gains make what the layers add outweigh the token's own embedding, which would otherwise, tied to the
+    output, repeat itself for ever.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -118,12 +122,12 @@ def tiny_llama_weights(config: Mapping[str, Any], seed: int = 0) -> dict[str, to
         at = f"model.layers.{layer}"
         norm(f"{at}.input_layernorm")
         norm(f"{at}.post_attention_layernorm")
-        for part, rows, gain in (("q", wide, 1.5), ("k", narrow, 1.5), ("v", narrow, 1.0)):
+        for part, rows, gain in (("q", wide, 2.5), ("k", narrow, 2.5), ("v", narrow, 2.0)):
             linear(f"{at}.self_attn.{part}_proj", rows, hidden, gain, config["attention_bias"])
-        linear(f"{at}.self_attn.o_proj", hidden, wide, 2.0, config["attention_bias"])
+        linear(f"{at}.self_attn.o_proj", hidden, wide, 8.0, config["attention_bias"])
         for part in ("gate", "up"):
-            linear(f"{at}.mlp.{part}_proj", inner, hidden, 1.5, config["mlp_bias"])
-        linear(f"{at}.mlp.down_proj", hidden, inner, 1.5, config["mlp_bias"])
+            linear(f"{at}.mlp.{part}_proj", inner, hidden, 2.0, config["mlp_bias"])
+        linear(f"{at}.mlp.down_proj", hidden, inner, 3.0, config["mlp_bias"])
     norm("model.norm")
     if not config["tie_word_embeddings"]:
         linear("lm_head", config["vocab_size"], hidden, 4.0, False)

@@ -268,6 +268,23 @@ def test_use_before_start_and_after_stop(arguments):
     asyncio.run(main())
 
 
+def test_requests_while_the_model_loads_are_put_off(arguments):
+    async def main():
+        engine = AsyncEngine(**arguments())
+        starting = asyncio.create_task(engine.start())
+        await asyncio.sleep(0)
+        for _ in range(3):
+            with pytest.raises(OverloadedError, match="still loading"):
+                await answer(engine, [5], greedy())
+            assert engine.health().ready is False
+            await asyncio.sleep(0.02)
+        await starting
+        assert (await answer(engine, [5], greedy()))[0][0] == right([5])
+        await engine.stop()
+
+    asyncio.run(main())
+
+
 def test_observers(simulated):
     class Watch:
         def __init__(self):
