@@ -10,8 +10,9 @@ from typing import Any
 
 import runner
 from engine import Answer, Engine, Setup, serve_arrivals
-from octavo import LLM, AsyncEngine, SamplingParams
 from workloads import Workload
+
+from octavo import LLM, AsyncEngine, SamplingParams
 
 BUNDLED = "bundled:smollm2-135m-instruct"
 

@@ -35,7 +35,7 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = ""
         self.process = subprocess.Popen(
-            [*OCTAVO, "serve", "--port", str(self.port), *arguments],
+            [*OCTAVO, "serve", "--port", str(self.port), "--set", "model.threads=1", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -120,7 +120,7 @@ def start():
 @pytest.fixture(scope="module")
 def tiny(model):
     """One server for the tests that only ask."""
-    server = Server("--model", model, "--set", "cache.blocks=256")
+    server = Server("--model", model, "--set", "model.max_length=256", "--set", "cache.blocks=256")
     try:
         server.wait_ready()
         yield server
@@ -197,7 +197,7 @@ def test_what_only_the_engine_can_refuse(tiny, path, fields, param):
 
 
 def test_hanging_up_frees_the_engine(tiny):
-    body = {"prompt": [4, 5, 6], "max_tokens": 400, "ignore_eos": True, "stream": True}
+    body = {"prompt": [4, 5, 6], "max_tokens": 240, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", f"{tiny.url}/v1/completions", json=body, timeout=30) as response:
         assert next(response.iter_bytes())
     until(lambda: 'num_requests_running{model_name="tiny"} 0.0' in httpx.get(f"{tiny.url}/metrics").text, 10)

@@ -60,6 +60,8 @@ class Plan:
 class TorchAttention:
     """An :class:`octavo.contracts.attention.AttentionBackend`."""
 
+    block_axis = 1
+
     def __init__(self, ctx: Context) -> None:
         self._block_size = ctx.block_size
         self._device = torch.device(ctx.device.torch_name)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8000
 _PARAMETER: Final = re.compile(r"\{[^}]*\}")
+_SANE_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _ANY_METHOD: Final = frozenset({"any method"})
 
 
@@ -141,15 +142,17 @@ async def _no_such_route(request: Request, error: Any) -> Response:
         404: f"There is no {request.url.path[:200]} here.",
         405: f"{request.url.path[:200]} does not take {request.method[:20]}.",
     }.get(error.status_code, str(error.detail))
-    return _error(error.status_code, message, "invalid_request_error", dict(error.headers or {}))
+    return _error(request, error.status_code, message, "invalid_request_error", dict(error.headers or {}))
 
 
 async def _broken(request: Request, error: Exception) -> Response:
-    return _error(500, "Internal error.", "server_error", {})
+    return _error(request, 500, "Internal error.", "server_error", {})
 
 
-def _error(status: int, message: str, kind: str, headers: dict[str, str]) -> Response:
+def _error(request: Request, status: int, message: str, kind: str, headers: dict[str, str]) -> Response:
     from starlette.responses import JSONResponse
 
+    given = request.headers.get("x-request-id", "")
+    request_id = given if _SANE_ID.fullmatch(given) else "req-" + secrets.token_hex(12)
     body = {"error": {"message": message, "type": kind, "param": None, "code": None}}
-    return JSONResponse(body, status, {**headers, "x-request-id": "req-" + secrets.token_hex(12)})
+    return JSONResponse(body, status, {**headers, "x-request-id": request_id})

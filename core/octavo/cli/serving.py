@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _LOOK_SECONDS: Final = 0.1
 _LAST_WORDS_SECONDS: Final = 1
+_IDLE_SECONDS: Final = 75  # longer than clients keep connections, so that they don't use one just closed
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _log = logging.getLogger("octavo.serve")
 
@@ -181,6 +182,7 @@ def _quiet_server(app: FastAPI) -> uvicorn.Server:
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=_IDLE_SECONDS,
         timeout_graceful_shutdown=_LAST_WORDS_SECONDS,
     )
     return Server(config)

@@ -47,6 +47,9 @@ class StepBatch:
 class AttentionBackend(Protocol):
     """Writes keys and values into the paged cache and attends over it. Attention is causal."""
 
+    block_axis: int
+    """Which axis of a cache tensor counts blocks."""
+
     def kv_shape(self, spec: AttentionSpec, num_blocks: int) -> tuple[int, ...]:
         """Shape of one layer's cache tensor, both keys and values; the backend chooses the layout."""
         ...

@@ -45,16 +45,7 @@ def render_chat(
             "in the configuration (model.chat_template).",
             code="no_chat_template",
         )
-    if continue_final_message and add_generation_prompt:
-        raise RequestError(
-            "add_generation_prompt and continue_final_message can't both be true: the first opens a new message.",
-            param="continue_final_message",
-        )
-    reserved = _RESERVED.intersection(options or {})
-    if reserved:
-        raise RequestError(
-            f"Template options may not be named {', '.join(sorted(reserved))}.", param="chat_template_kwargs"
-        )
+    _check_switches(add_generation_prompt, continue_final_message, options or {})
     plain = [_message(message, index) for index, message in enumerate(messages)]
     if not plain:
         raise RequestError("messages may not be empty.", param="messages")
@@ -78,6 +69,19 @@ def check_template(template: str, where: str) -> None:
         _compile(template)
     except jinja2.TemplateSyntaxError as error:
         raise CheckpointError(f"{where}: chat template, line {error.lineno}: {error.message}") from error
+
+
+def _check_switches(add_generation_prompt: bool, continue_final_message: bool, options: Mapping[str, Any]) -> None:
+    if continue_final_message and add_generation_prompt:
+        raise RequestError(
+            "add_generation_prompt and continue_final_message can't both be true: the first opens a new message.",
+            param="continue_final_message",
+        )
+    reserved = _RESERVED.intersection(options)
+    if reserved:
+        raise RequestError(
+            f"Template options may not be named {', '.join(sorted(reserved))}.", param="chat_template_kwargs"
+        )
 
 
 def _message(message: Mapping[str, Any], index: int) -> dict[str, Any]:

@@ -120,11 +120,14 @@ def _check_unknown(
     ]
     if unknown:
         quantised = any(_QUANTISED.search(name) for name in unknown)
-        why = "it looks quantised in a way that no active scheme reads" if quantised else "is config.json its own?"
+        why = (
+            "it looks quantised in a way that no active scheme reads"
+            if quantised
+            else "config.json may be another's"
+        )
         raise CheckpointError(
             f"{stored[unknown[0]].file}: {_listed(unknown)} {'is' if len(unknown) == 1 else 'are'} "
-            f"not known to {profile.architecture} with this configuration; {why}"
-            f"{'.' if quantised else ''}"
+            f"not known to {profile.architecture} with this configuration; {why}."
         )
 
 

@@ -10,6 +10,8 @@ from octavo.contracts.executor import PendingStep, StepPlan
 from octavo.loading.progress import progress_bar
 from octavo.run.build import build_parts, load_model
 from octavo.run.cpu import prepare_cpu
+from octavo.run.graphs import DecodeGraphs
+from octavo.run.measure import measure_peak
 from octavo.run.memory import divide_memory, empty_cache
 from octavo.run.rows import Rows
 from octavo.run.runner import Runner
@@ -30,16 +32,27 @@ class InlineExecutor:
         parts = build_parts(resolved, device)
         with progress_bar(ctx.model.name) as progress:
             model, weights = load_model(resolved, parts, progress)
-        self.memory = divide_memory(resolved, model, parts.attention, weights)
+        kv_dtype = getattr(torch, ctx.kv_dtype)
+        peak = None
+        if device.type == "cuda":
+            peak = measure_peak(model, parts.attention, ctx, kv_dtype, device)
+            weights = torch.cuda.memory_allocated(device)
+        self.memory = divide_memory(resolved, model, parts.attention, weights, peak)
         self.depth = 0 if device.type == "cpu" else 1
         self.num_blocks = self.memory.num_blocks
         caches = [
-            empty_cache(parts.attention.kv_shape(spec, self.num_blocks), getattr(torch, ctx.kv_dtype), device)
+            empty_cache(parts.attention.kv_shape(spec, self.num_blocks), kv_dtype, device)
             for spec in model.attention_layers
         ]
         rows = Rows(ctx.max_sequences, ctx.max_length, ctx.block_size, device)
         sampler = Sampler(ctx.model.vocab_size, ctx.max_sequences, device, resolved.build_processors())
-        self._runner: Runner | None = Runner(model, parts.attention, caches, rows, sampler, ctx.block_size, device)
+        graphs = None
+        if device.type == "cuda" and resolved.choices["attention"].record.graph_safe:
+            with torch.inference_mode():
+                graphs = DecodeGraphs(model, parts.attention, caches, rows, ctx.block_size, device)
+        self._runner: Runner | None = Runner(
+            model, parts.attention, caches, rows, sampler, ctx.block_size, device, graphs
+        )
 
     def launch(self, plan: StepPlan) -> PendingStep:
         if self._runner is None:

@@ -42,11 +42,16 @@ def plan_memory(resolved: Resolved) -> MemoryPlan:
     return divide_memory(resolved, model, parts.attention, weights)
 
 
-def divide_memory(resolved: Resolved, model: CausalLM, attention: AttentionBackend, weights: int) -> MemoryPlan:
-    """How many blocks fit beside ``weights`` bytes of weights; raises :class:`ConfigError` when too few do."""
+def divide_memory(
+    resolved: Resolved, model: CausalLM, attention: AttentionBackend, weights: int, peak: int | None = None
+) -> MemoryPlan:
+    """How many blocks fit beside ``weights`` bytes of weights; raises :class:`ConfigError` when too few do.
+
+    ``peak`` is what a step's activations were measured to take; without, it is estimated.
+    """
     ctx, cache = resolved.context, resolved.config.cache
     block = block_bytes(resolved, model, attention)
-    activations = _activation_bytes(resolved)
+    activations = (peak or _activation_bytes(resolved)) + _graph_bytes(resolved)
     useful = ctx.max_sequences * -(-ctx.max_length // ctx.block_size) + 1
     if cache.blocks is not None:
         blocks, source = cache.blocks, "cache.blocks"
@@ -103,6 +108,14 @@ def _plan(resolved: Resolved, weights: int, block: int, blocks: int, activations
         f" ({int(room / 1024):,} of 1,024 tokens), {ctx.max_sequences} at once",
     )
     return MemoryPlan(weights, block, blocks, blocks * block, activations, fit, lines)
+
+
+def _graph_bytes(resolved: Resolved) -> int:
+    """What captured decode steps keep: the largest one's logits and hidden states, in two types."""
+    ctx = resolved.context
+    if ctx.device.type == "cpu":
+        return 0
+    return 8 * min(ctx.max_sequences, 512) * (ctx.model.vocab_size + 8 * ctx.model.hidden_size)
 
 
 def _gib(number: int) -> str:

@@ -9,6 +9,7 @@ waiting happens in ``Pending.result``. Whoever adds an ``if`` for one feature is
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,9 +18,10 @@ from torch import Tensor
 from octavo.contracts.attention import AttentionBackend
 from octavo.contracts.executor import RowLogprobs, StepPlan, StepResult
 from octavo.contracts.model import CausalLM
+from octavo.run.graphs import DecodeGraphs
 from octavo.run.rows import Rows
 from octavo.run.sampler import Logprobs, Sampled, Sampler
-from octavo.run.step import StepInputs, build_step
+from octavo.run.step import Samples, build_step
 
 _PROMPT_LOGPROB_ROWS = 512
 """Positions whose logits exist at once while prompt log-probabilities are computed."""
@@ -30,7 +32,7 @@ PromptLogprobs = dict[int, list[Logprobs]]
 
 
 class Runner:
-    """Holds the model, the caches and the rows of one rank."""
+    """Holds the model, the caches and the rows of one rank. With ``graphs``, decode steps are replayed."""
 
     def __init__(
         self,
@@ -41,21 +43,27 @@ class Runner:
         sampler: Sampler,
         block_size: int,
         device: torch.device,
+        graphs: DecodeGraphs | None = None,
     ) -> None:
         self._model, self._attention, self._caches = model, attention, caches
-        self._rows, self._sampler = rows, sampler
+        self._rows, self._sampler, self._graphs = rows, sampler, graphs
         self._block_size, self._device = block_size, device
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Pending:
         """Start the step. On a CPU it has run when this returns."""
         self._update_rows(plan)
+        if self._graphs is not None and self._graphs.covers(plan) and not self._rows.prompt_logprobs:
+            return Pending(plan, self._rows, self._sample(*self._graphs.run(plan)), {}, self._forget)
         step = build_step(plan, self._rows, self._block_size, self._device)
         attention_plan = self._attention.plan(step.batch)
         hidden = self._model.forward(step.token_ids, step.batch, attention_plan, self._caches)
         prompt_logprobs = self._prompt_logprobs(plan, hidden) if self._rows.prompt_logprobs else {}
-        sampled = self._sample(step, hidden) if len(step.sampled) else None
-        return Pending(plan, step, sampled, prompt_logprobs, self._forget)
+        sampled = None
+        if len(step.samples.index):
+            logits = self._model.logits(hidden.index_select(0, step.sampled_tokens))
+            sampled = self._sample(logits, step.samples)
+        return Pending(plan, self._rows, sampled, prompt_logprobs, self._forget)
 
     def _update_rows(self, plan: StepPlan) -> None:
         self._rows.apply(plan)
@@ -64,12 +72,10 @@ class Runner:
         for start in plan.starts:
             self._sampler.admit(start)
 
-    def _sample(self, step: StepInputs, hidden: Tensor) -> Sampled:
-        logits = self._model.logits(hidden.index_select(0, step.sampled_tokens))
-        sampled = self._sampler.sample(logits, step.sampled_rows, step.sampled_positions)
-        rows = torch.from_numpy(step.sampled_rows).to(self._device, non_blocking=True)
-        self._rows.last_tokens.index_copy_(0, rows, sampled.tokens)
-        return sampled
+    def _sample(self, logits: Tensor, samples: Samples) -> InFlight:
+        sampled = self._sampler.sample(logits, samples.rows, samples.positions)
+        self._rows.last_tokens.index_copy_(0, samples.device_rows, sampled.tokens)
+        return InFlight.send(sampled, samples)
 
     def _prompt_logprobs(self, plan: StepPlan, hidden: Tensor) -> PromptLogprobs:
         """For the rows that asked: log-probabilities of the prompt tokens after each position of this chunk."""
@@ -92,38 +98,64 @@ class Runner:
         ]
 
     @torch.inference_mode()
-    def _forget(self, blocks: np.ndarray) -> None:
+    def _forget(self, row: int) -> None:
         """Clear blocks that may hold NaN: masked scores would carry it into the block's next user."""
-        index = torch.from_numpy(blocks.astype(np.int64)).to(self._device)
+        blocks = torch.from_numpy(np.unique(self._rows.block_tables[row]).astype(np.int64)).to(self._device)
         for cache in self._caches:
-            cache.index_fill_(1, index, 0)
+            cache.index_fill_(self._attention.block_axis, blocks, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """Sampled tokens on their way to the host. ``arrived`` marks the end of these copies on a GPU."""
+
+    samples: Samples
+    tokens: Tensor
+    finite: Tensor
+    sampled: Sampled
+    arrived: torch.cuda.Event | None
+
+    @staticmethod
+    def send(sampled: Sampled, samples: Samples) -> InFlight:
+        """Start the copies."""
+        if not sampled.tokens.is_cuda:
+            return InFlight(samples, sampled.tokens, sampled.finite, sampled, None)
+        tokens = sampled.tokens.to("cpu", non_blocking=True)
+        finite = sampled.finite.to("cpu", non_blocking=True)
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived.record()
+        return InFlight(samples, tokens, finite, sampled, arrived)
 
 
 class Pending:
-    """A launched step. ``result`` waits for its tokens."""
+    """A launched step. ``result`` waits for its tokens, and for nothing launched after them."""
 
     def __init__(
         self,
         plan: StepPlan,
-        step: StepInputs,
-        sampled: Sampled | None,
+        rows: Rows,
+        sampled: InFlight | None,
         prompt_logprobs: PromptLogprobs,
-        forget: Callable[[np.ndarray], None],
+        forget: Callable[[int], None],
     ) -> None:
-        self._plan, self._step, self._sampled = plan, step, sampled
+        self._plan, self._rows, self._sampled = plan, rows, sampled
         self._prompt_logprobs, self._forget = prompt_logprobs, forget
+        self._generations = rows.generations[plan.rows]
 
     def result(self) -> StepResult:
         tokens = np.full(len(self._plan.rows), -1, np.int64)
         logprobs: dict[int, RowLogprobs] = {}
         failed: dict[int, str] = {}
         if self._sampled is not None:
-            index = self._step.sampled
-            tokens[index] = self._sampled.tokens.cpu().numpy()
-            if self._sampled.logprobs is not None:
-                logprobs = {int(index[at]): one for at, one in self._sampled.logprobs.to_host().items()}
-            failed = self._failures(index[~self._sampled.finite.cpu().numpy()])
-            failed |= {int(index[at]): reason for at, reason in self._sampled.failed.items()}
+            flight, index = self._sampled, self._sampled.samples.index
+            if flight.arrived is not None:
+                flight.arrived.synchronize()
+            tokens[index] = flight.tokens.numpy()
+            if flight.sampled.logprobs is not None:
+                logprobs = {int(index[at]): one for at, one in flight.sampled.logprobs.to_host().items()}
+            finite = flight.finite.numpy()
+            failed = {} if finite.all() else self._failures(index[~finite])
+            failed |= {int(index[at]): reason for at, reason in flight.sampled.failed.items()}
         prompts = {
             at: [one for piece in pieces for one in piece.to_host()] for at, pieces in self._prompt_logprobs.items()
         }
@@ -131,5 +163,7 @@ class Pending:
 
     def _failures(self, broken: np.ndarray) -> dict[int, str]:
         for index in broken:
-            self._forget(np.unique(self._step.batch.block_tables_host[index]))
+            row = self._plan.rows[index]
+            if self._rows.generations[row] == self._generations[index]:
+                self._forget(row)
         return {int(index): "The model's logits are not finite (NaN or infinity)." for index in broken}

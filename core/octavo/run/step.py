@@ -11,18 +11,27 @@ from torch import Tensor
 from octavo.contracts.attention import StepBatch
 from octavo.contracts.executor import StepPlan
 from octavo.run.rows import Rows
+from octavo.run.upload import upload
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """The rows of a step that sample, in the order of the plan."""
+
+    index: np.ndarray  # indices of the plan's rows
+    rows: np.ndarray  # their row numbers
+    device_rows: Tensor  # the same, on the device
+    positions: np.ndarray  # position in its sequence of the token being sampled
 
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """A step's batch, its token ids, and which positions are sampled."""
+    """A step's batch and token ids."""
 
     token_ids: Tensor  # int64 [tokens]
     batch: StepBatch
-    sampled: np.ndarray  # indices of the plan's rows that sample
-    sampled_rows: np.ndarray  # their row numbers
-    sampled_tokens: Tensor  # int64: index of each one's last token in the batch
-    sampled_positions: np.ndarray  # position in its sequence of the token being sampled
+    samples: Samples
+    sampled_tokens: Tensor  # int64: index in the batch of each sampling row's last token
 
 
 def build_step(plan: StepPlan, rows: Rows, block_size: int, device: torch.device) -> StepInputs:
@@ -36,44 +45,30 @@ def build_step(plan: StepPlan, rows: Rows, block_size: int, device: torch.device
     positions = np.arange(starts[-1]) + np.repeat(first - starts[:-1], counts)
     lengths = first + counts
     width = -(-int(lengths.max()) // block_size)
-    tables = rows.block_tables[numbers, :width]
     slots = rows.block_tables[of_token, positions // block_size].astype(np.int64) * block_size
     slots += positions % block_size
-    decodes = int(np.searchsorted(counts > 1, True)) if counts[-1] > 1 else len(counts)
+    unknown = positions >= rows.known[of_token]
+    known = np.where(unknown, 0, rows.tokens[of_token, positions])
+    index = np.flatnonzero(plan.samples)
+    sent = upload(
+        (known, positions, slots, numbers, lengths, starts, starts[1:][index] - 1, numbers[index]), device
+    )
+    ids = sent[0]
+    if unknown.any():
+        late, of_late = upload((np.flatnonzero(unknown), of_token[unknown]), device)
+        ids = ids.index_copy(0, late, rows.last_tokens[of_late])
     batch = StepBatch(
         num_tokens=int(starts[-1]),
         num_rows=len(numbers),
-        decodes=decodes,
-        positions=_tensor(positions, device),
-        slots=_tensor(slots, device),
-        block_tables=_tensor(tables, device),
-        seq_lens=_tensor(lengths.astype(np.int32), device),
-        query_starts=_tensor(starts.astype(np.int32), device),
+        decodes=int(np.searchsorted(counts > 1, True)) if counts[-1] > 1 else len(counts),
+        positions=sent[1],
+        slots=sent[2],
+        block_tables=rows.device_tables.index_select(0, sent[3])[:, :width],
+        seq_lens=sent[4].int(),
+        query_starts=sent[5].int(),
         seq_lens_host=lengths,
         query_lens_host=counts,
-        block_tables_host=tables,
+        block_tables_host=rows.block_tables[numbers, :width],
     )
-    sampled = np.flatnonzero(plan.samples)
-    return StepInputs(
-        token_ids=_token_ids(rows, of_token, positions, device),
-        batch=batch,
-        sampled=sampled,
-        sampled_rows=numbers[sampled],
-        sampled_tokens=_tensor(starts[1:][sampled] - 1, device),
-        sampled_positions=lengths[sampled],
-    )
-
-
-def _token_ids(rows: Rows, of_token: np.ndarray, positions: np.ndarray, device: torch.device) -> Tensor:
-    """Host-known ids; where a token is so far only on the device, the row's last sampled one."""
-    unknown = positions >= rows.known[of_token]
-    ids = _tensor(np.where(unknown, 0, rows.tokens[of_token, positions]), device)
-    if unknown.any():
-        last = rows.last_tokens[_tensor(of_token, device)]
-        ids = torch.where(_tensor(unknown, device), last, ids)
-    return ids
-
-
-def _tensor(array: np.ndarray, device: torch.device) -> Tensor:
-    host = torch.from_numpy(np.ascontiguousarray(array))
-    return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
+    samples = Samples(index, numbers[index], sent[7], lengths[index])
+    return StepInputs(ids, batch, samples, sent[6])

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
+from starlette.responses import Response
+
 from octavo import __version__
 from octavo.contracts.api import Delta, PromptInfo, TokenLogprob
-from starlette.responses import Response
 
 FINGERPRINT: Final = f"octavo-{__version__}"
 

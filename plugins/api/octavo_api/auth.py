@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from octavo.errors import ConfigError
-
 from octavo_api.errors import HttpError
 from octavo_api.options import OpenAIOptions
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Final
 
 from octavo.contracts.api import Delta
-
 from octavo_api.answer import Collected, Head, Usage
 from octavo_api.frames import ChunkFrame, encode
 from octavo_api.logprobs import chat_logprobs, prompt_logprobs

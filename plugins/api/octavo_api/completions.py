@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from octavo.contracts.api import Delta, PromptInfo, TokenLogprob
-
 from octavo_api.answer import Collected, Head, Usage
 from octavo_api.frames import ChunkFrame, encode
 from octavo_api.logprobs import CompletionLogprobs, prompt_logprobs

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from octavo.contracts.api import EngineClient
-from octavo.errors import ConfigError
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from octavo.contracts.api import EngineClient
+from octavo.errors import ConfigError
 
 PREFIX: Final = "octavo:"
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import msgspec
-from octavo.errors import EngineDeadError, OverloadedError, RequestError
 from starlette.responses import Response
+
+from octavo.errors import EngineDeadError, OverloadedError, RequestError
 
 log = logging.getLogger("octavo.api")
 

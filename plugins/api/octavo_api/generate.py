@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
+from starlette.responses import Response
+
 from octavo.contracts.api import Arrival, Delta, EngineClient
 from octavo.errors import OverloadedError, RequestError
 from octavo.params import SamplingParams
-from starlette.responses import Response
-
 from octavo_api.answer import Collected, Head, Usage, json_response
 from octavo_api.chat import ChatFrames, chat_object
 from octavo_api.completions import CompletionFrames, Echo, completion_object

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from octavo.errors import OverloadedError
 from starlette.types import Receive
 
+from octavo.errors import OverloadedError
 from octavo_api.disconnect import ClientGone
 from octavo_api.errors import HttpError
 

@@ -6,11 +6,11 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from time import monotonic
 from typing import Final
 
-from octavo.contracts.api import Delta, EngineClient
-from octavo.errors import RequestError
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.exposition import choose_encoder
 
+from octavo.contracts.api import Delta, EngineClient
+from octavo.errors import RequestError
 from octavo_api.engine_figures import PREFIX, EngineFigures
 from octavo_api.streams import close
 

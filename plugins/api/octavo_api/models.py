@@ -6,7 +6,6 @@ from typing import Any
 
 from octavo.contracts.api import EngineClient, ServedModel
 from octavo.errors import ConfigError, NotFoundError, nearest
-
 from octavo_api.options import OpenAIOptions
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from octavo.hookspecs import hookimpl
 from octavo.records import ApiRecord
-
 from octavo_api.options import OpenAIOptions
 
 if TYPE_CHECKING:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field, SecretStr
+
 from octavo.config.schema import Section
 from octavo.params import MAX_LOGPROBS, MAX_SEQUENCES_PER_REQUEST
-from pydantic import Field, SecretStr
 
 
 class OpenAIOptions(Section):

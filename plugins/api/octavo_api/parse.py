@@ -6,9 +6,9 @@ import reprlib
 from collections.abc import Sequence
 from typing import Final, TypeVar
 
-from octavo.errors import RequestError
 from pydantic import ValidationError
 
+from octavo.errors import RequestError
 from octavo_api.schemas import Body
 
 B = TypeVar("B", bound=Body)

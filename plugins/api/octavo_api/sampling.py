@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
+
 from octavo.errors import RequestError
 from octavo.params import SamplingParams
-
 from octavo_api.options import OpenAIOptions
 from octavo_api.schemas_chat import ChatBody
 from octavo_api.schemas_completions import CompletionBody

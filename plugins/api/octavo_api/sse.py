@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Final, Protocol
 
-from octavo.contracts.api import Delta
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from octavo.contracts.api import Delta
 from octavo_api.disconnect import ClientGone, unless_gone
 from octavo_api.errors import failure
 from octavo_api.streams import Primed

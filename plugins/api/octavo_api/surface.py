@@ -7,22 +7,23 @@ from ipaddress import ip_address
 from typing import Any, Final
 
 from fastapi import APIRouter
-from octavo import __version__
-from octavo.contracts.api import EngineClient
 from starlette.responses import Response
 
+from octavo import __version__
+from octavo.contracts.api import EngineClient
 from octavo_api.answer import json_response
 from octavo_api.generate import Generation, check_ready
 from octavo_api.guard import Call, Endpoint, Guard
 from octavo_api.metrics import Metrics
 from octavo_api.models import Names
+from octavo_api.openapi import described, document
 from octavo_api.options import OpenAIOptions
-from octavo_api.schemas import Body
 from octavo_api.schemas_chat import ChatBody
 from octavo_api.schemas_completions import CompletionBody
 
 log = logging.getLogger("octavo.api")
 
+_DOCUMENT: Final = "/openapi.json"
 _NOT_READY_RETRY: Final = {"retry-after": "5"}
 
 
@@ -49,22 +50,37 @@ class OpenAISurface:
         router = APIRouter(redirect_slashes=False)
         guard = self._guard
         generation = Generation(self._client, self._options, self._names, self._metrics)
-        for path, handler, body in (
-            ("/v1/chat/completions", generation.chat, ChatBody),
-            ("/v1/completions", generation.completion, CompletionBody),
+        for path, handler, body, summary in (
+            ("/v1/chat/completions", generation.chat, ChatBody, "Go on with a conversation"),
+            ("/v1/completions", generation.completion, CompletionBody, "Go on with a text"),
         ):
-            _add(router, path, ["POST"], guard.generation(path, handler), _described(body))
-        for path, handler in (("/v1/models", self._models), ("/v1/models/{model_id:path}", self._model)):
-            _add(router, path, ["GET"], guard.keyed(path, handler))
-        _add(router, "/version", ["GET"], guard.keyed("/version", self._version))
-        if self._options.metrics:
-            _add(router, "/metrics", ["GET"], guard.keyed("/metrics", self._exposition))
-        for path, handler in (("/health", self._health), ("/ready", self._ready)):
-            _add(router, path, ["GET", "HEAD"], guard.open(path, handler))
+            _add(router, path, ["POST"], guard.generation(path, handler), summary, described(body))
+        for path, asked, summary in (
+            ("/v1/models", self._models, "List the served models"),
+            ("/v1/models/{model_id:path}", self._model, "One served model"),
+            ("/version", self._version, "Octavo's version"),
+            *([("/metrics", self._exposition, "Figures for Prometheus")] if self._options.metrics else []),
+        ):
+            _add(router, path, ["GET"], guard.keyed(path, asked), summary)
+        for path, asked, summary in (
+            ("/health", self._health, "Whether the engine is alive"),
+            ("/ready", self._ready, "Whether new requests are taken"),
+        ):
+            _add(router, path, ["GET"], guard.open(path, asked), summary)
+            _add(router, path, ["HEAD"], guard.open(path, asked), summary)
         if self._options.allowed_origins:
             for path in ("/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{model_id:path}"):
-                _add(router, path, ["OPTIONS"], guard.preflight)
+                _add(router, path, ["OPTIONS"], guard.preflight, "May a page of another origin call?")
+        self._add_document(router)
         return router
+
+    def _add_document(self, router: APIRouter) -> None:
+        about = document(router, [ChatBody, CompletionBody])
+
+        async def answer(call: Call) -> Response:
+            return json_response(about)
+
+        _add(router, _DOCUMENT, ["GET"], self._guard.keyed(_DOCUMENT, answer), "This document")
 
     async def _models(self, call: Call) -> Response:
         check_ready(self._client)
@@ -112,14 +128,17 @@ def _add(
     path: str,
     methods: list[str],
     endpoint: Endpoint,
-    described: dict[str, Any] | None = None,
+    summary: str,
+    extra: dict[str, Any] | None = None,
 ) -> None:
     router.add_api_route(
-        path, endpoint, methods=methods, response_model=None, response_class=Response, openapi_extra=described
+        path,
+        endpoint,
+        methods=methods,
+        summary=summary,
+        operation_id=f"{methods[0].lower()} {path}",
+        response_model=None,
+        response_class=Response,
+        include_in_schema=methods != ["OPTIONS"],
+        openapi_extra=extra,
     )
-
-
-def _described(body: type[Body]) -> dict[str, Any]:
-    """The request body for the OpenAPI document; FastAPI does not parse it."""
-    schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from octavo.errors import RequestError, nearest
-
 from octavo_api.schemas import Body
 from octavo_api.schemas_chat import ChatBody, Message
 from octavo_api.schemas_completions import CompletionBody

@@ -46,7 +46,7 @@ def decode_config(dim: int, itemsize: int, processors: int) -> DecodeConfig:
 def prefill_config(dim: int, itemsize: int) -> PrefillConfig:
     """Tiles whose accumulators fit the registers: see the no-spill test."""
     if itemsize == 4:
-        return PrefillConfig(block_m=32, block_n=16 if dim > 128 else 32, warps=4, stages=2)
+        return PrefillConfig(block_m=32, block_n=16, warps=8, stages=2)
     if dim > 128:
         return PrefillConfig(block_m=64, block_n=32, warps=4, stages=3)
     return PrefillConfig(block_m=128, block_n=64, warps=8, stages=3)

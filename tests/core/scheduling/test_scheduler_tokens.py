@@ -76,6 +76,20 @@ def test_the_policy_limits_the_tokens_of_prompts(make_scheduler, make_request, s
     assert plan.counts == [1, 4]
 
 
+def test_running_prompts_share_one_prompt_budget(make_scheduler, make_request, step):
+    scheduler = make_scheduler(max_batch_tokens=8, policy=(policy := HalfBudget()))
+    scheduler.add(make_request(prompt=2))
+    step(scheduler)
+    scheduler.add(make_request(prompt=8))
+    scheduler.add(make_request(prompt=20))
+    assert step(scheduler).plan.counts == [1, 3]
+    policy.prefill_budget = lambda load, decodes, budget: budget
+    assert step(scheduler).plan.counts == [1, 5, 2]  # the first prompt ends, the second starts
+    scheduler.add(make_request(prompt=20))
+    assert step(scheduler).plan.counts == [1, 1, 6]
+    assert sum(step(scheduler).plan.counts) == 8
+
+
 def test_a_policy_that_gives_prompts_nothing_does_not_stop_the_engine(make_scheduler, make_request, step):
     class Nothing(FcfsPolicy):
         def prefill_budget(self, load, decodes, budget):

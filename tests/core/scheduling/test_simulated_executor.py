@@ -18,14 +18,8 @@ PROMPT = [5, 6, 7, 8, 9, 10]
 
 
 def start(row: int, tokens: list[int] = PROMPT, **fields: Any) -> RowStart:
-    given = {
-        "prompt_length": len(tokens),
-        "params": SamplingParams(),
-        "seed": 0,
-        "stop_ids": [],
-        "bad_word_ids": [],
-    }
-    return RowStart(row=row, tokens=tokens, **(given | fields))
+    given: dict[str, Any] = {"prompt_length": len(tokens), "params": SamplingParams(), "seed": 0}
+    return RowStart(row=row, tokens=tokens, **(given | {"stop_ids": [], "bad_word_ids": []} | fields))
 
 
 def plan(number: int = 1, **fields: Any) -> StepPlan:
@@ -95,7 +89,7 @@ def test_plans_that_can_not_run(device, wrong, message):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"position": 5}, "Row 0 has computed 6, not 5, tokens"),
+        ({"position": 5, "counts": [2]}, "Row 0 has computed 6, not 5, tokens"),
         ({"position": 6, "rows": [0, 0], "positions": [6, 6], "counts": [1, 1], "samples": [True] * 2}, "twice"),
     ],
 )

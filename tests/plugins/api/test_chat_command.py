@@ -37,9 +37,10 @@ def test_conversation(monkeypatch, capsys, make_live):
         monkeypatch, capsys, live.url, "one\n\n  two\n/system Be kind.\nthree\n/reset\nfour\n/quit\nnever\n"
     )
     assert (code, out, err) == (0, "Yes, sir.\n" * 4, "")
+    yes = "assistant: Yes, sir."
     assert messages_of(live.client) == [
         ["user: one"],
-        ["user: one", "assistant: Yes, sir.", "user: two"],
+        ["user: one", yes, "user: two"],
         [
             "system: Be kind.",
             "user: one",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 
@@ -32,6 +34,20 @@ def test_record():
     client: EngineClient = ScriptedClient()
     assert isinstance(record.build(client, OpenAIOptions()), OpenAISurface)
     assert all(field.description for field in OpenAIOptions.model_fields.values())
+
+
+def test_openapi_document(api):
+    document = api.get("/openapi.json").json()
+    assert document["openapi"].startswith("3.")
+    assert {"/v1/chat/completions", "/v1/completions", "/v1/models", "/health"} <= set(document["paths"])
+    schemas = document["components"]["schemas"]
+    references = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(document)))
+    assert {"ChatBody", "CompletionBody", "Message"} <= references <= set(schemas)
+    chat = schemas["ChatBody"]
+    assert chat["required"] == ["messages"]
+    assert {"temperature", "max_completion_tokens", "stream_options"} <= set(chat["properties"])
+    operations = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
+    assert len(set(operations)) == len(operations)
 
 
 class Other:

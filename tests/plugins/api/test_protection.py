@@ -23,6 +23,7 @@ GUARDED = [
     ("GET", "/v1/models/scripted"),
     ("GET", "/version"),
     ("GET", "/metrics"),
+    ("GET", "/openapi.json"),
 ]
 
 

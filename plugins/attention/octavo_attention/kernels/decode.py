@@ -166,7 +166,8 @@ def _merge(
     DIM: tl.constexpr,
     USED: tl.constexpr,
 ):
-    PARTS: tl.constexpr = 4  # partial results read at once: their loads overlap
+    # Partial results are read several at once, so that their loads overlap, as far as registers allow.
+    PARTS: tl.constexpr = 8 if USED <= 4 else 32 // USED if USED <= 32 else 1
     m = tl.arange(0, USED)
     d = tl.arange(0, DIM)
     high = tl.full([USED], -1e30, tl.float32)

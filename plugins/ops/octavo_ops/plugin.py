@@ -1,0 +1,64 @@
+"""Plugin `triton-ops`: norm, gate and rotary embedding, each in one launch. Imports neither torch nor triton."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from octavo.config.schema import NoOptions
+from octavo.hookspecs import hookimpl
+from octavo.records import Context, OpRecord
+
+OCTAVO_API = (1, 0)
+
+
+def _supports(ctx: Context) -> str | None:
+    if ctx.device.type != "cuda" or ctx.device.capability is None:
+        return f"it runs on NVIDIA GPUs, not on {ctx.device.name or ctx.device.type}"
+    if ctx.device.capability < (8, 0):
+        major, minor = ctx.device.capability
+        return f"it needs compute capability 8.0 (Ampere) or newer; this GPU has {major}.{minor}"
+    return None
+
+
+def _rms_norm(ctx: Context, options: NoOptions) -> Callable[..., Any]:
+    from octavo_ops.norm import rms_norm
+
+    return rms_norm
+
+
+def _add_rms_norm(ctx: Context, options: NoOptions) -> Callable[..., Any]:
+    from octavo_ops.norm import add_rms_norm
+
+    return add_rms_norm
+
+
+def _silu_mul(ctx: Context, options: NoOptions) -> Callable[..., Any]:
+    from octavo_ops.gate import silu_mul
+
+    return silu_mul
+
+
+def _rope(ctx: Context, options: NoOptions) -> Callable[..., Any]:
+    from octavo_ops.rotary import rope
+
+    return rope
+
+
+@hookimpl
+def octavo_ops() -> Iterable[OpRecord]:
+    """Contribute one record an operation."""
+    for op, build in (
+        ("rms_norm", _rms_norm),
+        ("add_rms_norm", _add_rms_norm),
+        ("silu_mul", _silu_mul),
+        ("rope", _rope),
+    ):
+        yield OpRecord(
+            name=f"triton-{op.replace('_', '-')}",
+            summary=f"{op} in one Triton launch (NVIDIA GPUs from Ampere on).",
+            op=op,
+            rank=100,
+            supports=_supports,
+            build=build,
+        )

@@ -1,0 +1,53 @@
+"""Cases for the fused operations, run under Triton's interpreter on a CPU and natively on a GPU.
+
+    python cases.py DEVICE DTYPE        # prints one line a case; exits 1 where one fails
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from octavo.model.rope import Rope
+from octavo.ops import reference
+
+
+def check(name: str, found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
+    error = float((found.double() - expected.double()).norm() / expected.double().norm())
+    print(f"{name}: {error:.2e}")
+    return error <= tolerance
+
+
+def run(device: str, dtype: torch.dtype) -> bool:
+    from octavo_ops.gate import silu_mul
+    from octavo_ops.norm import add_rms_norm, rms_norm
+    from octavo_ops.rotary import rope
+
+    torch.manual_seed(0)
+    tolerance = 1e-5 if dtype == torch.float32 else 4e-3
+    good = True
+    for rows, width in ((1, 576), (3, 64), (5, 100), (2, 1024)):
+        x, residual, weight = (
+            torch.randn(shape, device=device).to(dtype) for shape in ((rows, width), (rows, width), (width,))
+        )
+        good &= check(f"rms_norm {rows}x{width}", rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5), tolerance)
+        mine, theirs = residual.clone(), residual.clone()
+        found = add_rms_norm(x, mine, weight, 1e-5)
+        good &= check("add_rms_norm", found, reference.add_rms_norm(x, theirs, weight, 1e-5), tolerance)
+        good &= check("residual", mine, theirs, tolerance)
+        gate_up = torch.randn(rows, 2 * width, device=device).to(dtype)
+        good &= check("silu_mul", silu_mul(gate_up), reference.silu_mul(gate_up), tolerance)
+    for heads, dim, rotary in ((12, 64, 64), (3, 80, 80), (9, 96, 48)):
+        table = Rope({"rope_theta": 1e4}, rotary, 64, torch.device(device))
+        cos, sin = table(torch.tensor([0, 3, 63], device=device))
+        wide = torch.randn(3, heads + 2, dim, device=device).to(dtype)
+        expected = reference.rope(wide[:, :heads].clone(), cos, sin)
+        kept = wide[:, heads:].clone()
+        good &= check(f"rope {heads}x{dim}/{rotary}", rope(wide[:, :heads], cos, sin), expected, tolerance)
+        good &= torch.equal(wide[:, heads:], kept)
+    return good
+
+
+if __name__ == "__main__":
+    sys.exit(0 if run(sys.argv[1], getattr(torch, sys.argv[2])) else 1)
