@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from octavo.engine.transport import ClientSockets
 from octavo.errors import EngineDeadError
 from octavo.plugins.report import PluginLock
 
+_COMMAND: Final = (sys.executable, "-P", "-m", "octavo.engine.process")
 _STOP_SECONDS: Final = 5.0
 _TERMINATE_SECONDS: Final = 2.0
 _LAST_WORDS_SECONDS: Final = 0.1
@@ -41,6 +43,8 @@ class ProcessLink:
         self._folder: Path | None = None
         self._sockets: ClientSockets | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._guard = threading.Lock()  # start and close may come from two threads, in either order
+        self._closed = False
 
     @property
     def pid(self) -> int | None:
@@ -54,17 +58,14 @@ class ProcessLink:
 
     def start(self) -> None:
         """Start the process and hand it its boot message."""
-        self._folder = _private_folder()
-        self._sockets = ClientSockets(self._folder)
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "octavo.engine.process"], stdin=subprocess.PIPE, env=_environment()
-        )
-        level = logging.getLogger("octavo").getEffectiveLevel()
-        data = msgspec.msgpack.encode(Boot(self._lock, self._launch, str(self._folder), level))
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died already: ``receive`` will say so
-            self._process.stdin.write(len(data).to_bytes(LENGTH_BYTES, "little") + data)
-            self._process.stdin.flush()
+        with self._guard:
+            if self._closed:
+                raise EngineDeadError("the engine was stopped before it started.")
+            self._folder = _private_folder()
+            self._sockets = ClientSockets(self._folder)
+            self._process = subprocess.Popen(_COMMAND, stdin=subprocess.PIPE, env=_environment())
+            level = logging.getLogger("octavo").getEffectiveLevel()
+            _write(self._process, msgspec.msgpack.encode(Boot(self._lock, self._launch, str(self._folder), level)))
 
     def send(self, message: ToEngine) -> None:
         """Queue a message; never waits."""
@@ -88,16 +89,18 @@ class ProcessLink:
 
     def close(self, patient: bool) -> None:
         """Ask the process to end, then make it."""
-        if self._process is not None:
-            self._end(self._process, patient)
-        if self._sockets is not None:
-            self._sockets.close()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        with self._guard:
+            self._closed = True
+            if self._process is not None:
+                self._end(self._process, patient)
+            if self._sockets is not None:
+                self._sockets.close()
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
 
     def _end(self, process: subprocess.Popen[bytes], patient: bool) -> None:
-        if process.poll() is None:
-            self.send(Stop())
+        if process.poll() is None and self._sockets is not None:
+            self._sockets.send(Stop())
         steps = ((_STOP_SECONDS if patient else 0.0, process.terminate), (_TERMINATE_SECONDS, process.kill))
         for seconds, harder in steps:
             try:
@@ -109,6 +112,13 @@ class ProcessLink:
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
+
+
+def _write(process: subprocess.Popen[bytes], data: bytes) -> None:
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # it has died already: ``receive`` will say so
+        process.stdin.write(len(data).to_bytes(LENGTH_BYTES, "little") + data)
+        process.stdin.flush()
 
 
 def _private_folder() -> Path:

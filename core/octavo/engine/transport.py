@@ -68,10 +68,11 @@ class ClientSockets:
     """The API process's side. ``send`` and ``receive`` may be called from two different threads."""
 
     def __init__(self, folder: Path) -> None:
-        self._context = zmq.Context(io_threads=1)
-        self._from_engine = _socket(self._context, zmq.PULL)
+        # Shared by all engines of this process and never ended: ending one waits for whoever forgot to close.
+        context = zmq.Context.instance()
+        self._from_engine = _socket(context, zmq.PULL)
         self._from_engine.bind(_address(folder, _OUTBOX))
-        self._to_engine = _socket(self._context, zmq.PUSH)
+        self._to_engine = _socket(context, zmq.PUSH)
         # The connecting side queues at once, so that sending never waits for the engine.
         self._to_engine.connect(_address(folder, _INBOX))
 
@@ -91,7 +92,6 @@ class ClientSockets:
         """Close; what was not sent yet is dropped. No other thread may be inside ``receive``."""
         self._from_engine.close(0)
         self._to_engine.close(0)
-        self._context.term()
 
 
 def _socket(context: zmq.Context[Any], kind: int, linger: int = 0) -> zmq.Socket[bytes]:

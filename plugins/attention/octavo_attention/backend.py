@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import triton
+
 from octavo.contracts.attention import AttentionSpec, StepBatch
 from octavo.records import Context
-
 from octavo_attention.launch import Scratch, decode, decode_config, prefill, prefill_config, write
 from octavo_attention.options import TritonOptions
 from octavo_attention.plan import MAX_QUERIES, AttentionPlan, make_plan
+
+if TYPE_CHECKING:
+    from octavo_attention.launch_hopper import HopperPrefill
 
 MAX_DECODE_TILE = 64  # query tokens times heads of a group in the decode kernel
 
@@ -27,11 +32,7 @@ class TritonAttention:
         self._max_queries = min(MAX_QUERIES, MAX_DECODE_TILE // group)
         self._processors = processors
         self._scratch = Scratch(device)
-        self._descriptors = None
-        if hopper:
-            from octavo_attention.launch_hopper import Descriptors
-
-            self._descriptors = Descriptors()
+        self._hopper = _hopper_prefill(processors) if hopper else None
 
     def kv_shape(self, spec: AttentionSpec, num_blocks: int) -> tuple[int, ...]:
         """[blocks, kv_heads, keys and values, block_size, head_dim]."""
@@ -52,28 +53,25 @@ class TritonAttention:
     ) -> torch.Tensor:
         """Write keys and values, then attend: one launch for the write, one for each kind of row present."""
         query, key, value = _packed(query), _packed(key), _packed(value)
-        tokens = query.shape[0]
         prefills = plan.decode_rows < plan.batch.num_rows
-        hopper = self._descriptors is not None and cache.dtype == query.dtype
-        write(key, value, cache, plan.batch.slots, plan.decode_tokens, clean=hopper and prefills)
-        out = torch.empty(tokens, spec.num_heads * spec.head_dim, dtype=query.dtype, device=query.device)
+        hopper = self._hopper if cache.dtype == query.dtype else None
+        write(key, value, cache, plan.batch.slots, plan.decode_tokens, clean=prefills and hopper is not None)
+        out = torch.empty(query.shape[0], spec.num_heads * spec.head_dim, dtype=query.dtype, device=query.device)
         dim = triton.next_power_of_2(spec.head_dim)
         if plan.decode_rows:
             config = decode_config(dim, cache.element_size(), self._processors)
             decode(plan, spec, query, cache, out, config, self._scratch)
-        if prefills and hopper:
-            self._prefill_hopper(plan, spec, query, cache, out)
+        if prefills and hopper is not None:
+            hopper.prefill(plan, spec, query, cache, out)
         elif prefills:
             prefill(plan, spec, query, cache, out, prefill_config(dim, query.element_size()))
         return out
 
-    def _prefill_hopper(
-        self, plan: AttentionPlan, spec: AttentionSpec, query: torch.Tensor, cache: torch.Tensor, out: torch.Tensor
-    ) -> None:
-        from octavo_attention.launch_hopper import hopper_config, prefill_hopper
 
-        config = hopper_config(triton.next_power_of_2(spec.head_dim))
-        prefill_hopper(plan, spec, query, cache, out, config, self._descriptors, self._processors)
+def _hopper_prefill(processors: int) -> HopperPrefill:
+    from octavo_attention.launch_hopper import HopperPrefill
+
+    return HopperPrefill(processors)
 
 
 def _packed(tensor: torch.Tensor) -> torch.Tensor:

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 import triton
-from octavo.contracts.attention import AttentionSpec
 
+from octavo.contracts.attention import AttentionSpec
 from octavo_attention.kernels.decode import decode_kernel
 from octavo_attention.kernels.kv_write import kv_write_kernel
 from octavo_attention.kernels.prefill import prefill_kernel
@@ -173,7 +173,7 @@ def prefill(
     """Attend for the plan's other rows, on any GPU."""
     batch = plan.batch
     work = plan.work_list(config.block_m // (spec.num_heads // spec.num_kv_heads))
-    prefill_kernel[(work.count, spec.num_kv_heads)](
+    prefill_kernel[(spec.num_kv_heads, work.count)](
         query,
         cache,
         batch.block_tables,

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 import triton
-from octavo.contracts.attention import AttentionSpec
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from octavo.contracts.attention import AttentionSpec
 from octavo_attention.kernels.prefill_hopper import prefill_hopper_kernel
 from octavo_attention.launch import LOG2E, layer_constants
 from octavo_attention.plan import AttentionPlan
@@ -32,54 +32,56 @@ def hopper_config(dim: int) -> HopperConfig:
 
 
 @dataclass(slots=True)
-class Descriptors:
-    """Descriptors of the caches for the copy engine; making one costs the host more than looking it up."""
+class HopperPrefill:
+    """Launches on ``processors`` multiprocessors, one program each.
 
-    known: dict[tuple[int, int], Any] = field(default_factory=dict)
+    ``descriptors`` tell the copy engine where the caches lie; making one costs the host more than looking it up.
+    """
 
-    def of(self, cache: torch.Tensor, page: int) -> Any:
+    processors: int
+    descriptors: dict[tuple[int, ...], Any] = field(default_factory=dict)
+
+    def descriptor(self, cache: torch.Tensor, page: int) -> Any:
         """The cache as rows [rows, head_dim], fetched ``page`` rows at once, columns padded with zeros."""
-        key = (cache.data_ptr(), page)
-        if key not in self.known:
+        key = (cache.data_ptr(), *cache.shape, page)
+        if key not in self.descriptors:
             rows = cache.view(-1, cache.shape[-1])
             layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
             block = [page, triton.next_power_of_2(cache.shape[-1])]
-            self.known[key] = TensorDescriptor.from_tensor(rows, block, layout)
-        return self.known[key]
+            self.descriptors[key] = TensorDescriptor.from_tensor(rows, block, layout)
+        return self.descriptors[key]
 
-
-def prefill_hopper(
-    plan: AttentionPlan,
-    spec: AttentionSpec,
-    query: torch.Tensor,
-    cache: torch.Tensor,
-    out: torch.Tensor,
-    config: HopperConfig,
-    descriptors: Descriptors,
-    processors: int,
-) -> None:
-    """Attend for the plan's prefill rows. The cache's pages must hold no NaN past a row's end."""
-    batch = plan.batch
-    work = plan.work_list(BLOCK_M // (spec.num_heads // spec.num_kv_heads))
-    items = work.count * spec.num_kv_heads
-    prefill_hopper_kernel[(min(processors, items),)](
-        query,
-        descriptors.of(cache, min(cache.shape[3], config.block_n)),
-        batch.block_tables,
-        batch.seq_lens,
-        batch.query_starts,
-        work.pairs,
-        out,
-        work.count,
-        items,
-        spec.scale * LOG2E,
-        spec.soft_cap or 1.0,
-        query.stride(0),
-        query.stride(1),
-        batch.block_tables.stride(0),
-        **layer_constants(spec, cache),
-        BLOCK_N=config.block_n,
-        STAGES=config.stages,
-        num_warps=4,
-        maxnreg=168,
-    )
+    def prefill(
+        self,
+        plan: AttentionPlan,
+        spec: AttentionSpec,
+        query: torch.Tensor,
+        cache: torch.Tensor,
+        out: torch.Tensor,
+        config: HopperConfig | None = None,
+    ) -> None:
+        """Attend for the plan's prefill rows. Values past a row's end in its last block must be finite."""
+        batch = plan.batch
+        config = config or hopper_config(triton.next_power_of_2(spec.head_dim))
+        work = plan.work_list(BLOCK_M // (spec.num_heads // spec.num_kv_heads))
+        items = work.count * spec.num_kv_heads
+        prefill_hopper_kernel[(min(self.processors, items),)](
+            query,
+            self.descriptor(cache, min(cache.shape[3], config.block_n)),
+            batch.block_tables,
+            batch.seq_lens,
+            batch.query_starts,
+            work.pairs,
+            out,
+            items,
+            spec.scale * LOG2E,
+            spec.soft_cap or 1.0,
+            query.stride(0),
+            query.stride(1),
+            batch.block_tables.stride(0),
+            **layer_constants(spec, cache),
+            BLOCK_N=config.block_n,
+            STAGES=config.stages,
+            num_warps=4,
+            maxnreg=168,
+        )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from octavo.config.schema import Section
 from pydantic import Field
+
+from octavo.config.schema import Section
 
 
 class TritonOptions(Section):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+
 from octavo.contracts.attention import StepBatch
 
 MAX_QUERIES = 8

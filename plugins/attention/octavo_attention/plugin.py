@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from octavo.hookspecs import hookimpl
 from octavo.records import AttentionRecord, Context
-
 from octavo_attention.options import TritonOptions
 
 if TYPE_CHECKING:
@@ -34,7 +33,8 @@ def supports(ctx: Context) -> str | None:
     if ctx.kv_dtype != ctx.dtype:
         return f"its KV cache has the model's type ({ctx.dtype}), not {ctx.kv_dtype}; set cache.dtype to auto"
     if rest or group > MAX_GROUP:
-        return f"it needs 1 to {MAX_GROUP} query heads for each key head, not {group}{' and a rest' if rest else ''}"
+        ratio = f"{ctx.model.num_heads} query heads for {ctx.model.num_kv_heads} key heads"
+        return f"it needs 1 to {MAX_GROUP} query heads for each key head, without a rest; this model has {ratio}"
     return None
 
 

@@ -365,15 +365,17 @@ def test_stop_ends_a_process_that_does_not_listen(simulated):
     asyncio.run(main())
 
 
-def test_start_can_be_cancelled(simulated):
+@pytest.mark.parametrize("seconds", [0.001, 0.02, 0.2])
+def test_start_can_be_cancelled(simulated, seconds):
     async def main():
         engine = AsyncEngine(**simulated())
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(engine.start(), 0.2)
-        pid = engine.link.pid
-        assert pid is None or not _alive(pid)
+            await asyncio.wait_for(engine.start(), seconds)
+        return engine.link
 
-    asyncio.run(main())
+    link = asyncio.run(main())
+    assert link.pid is None or not _alive(link.pid)
+    assert link.folder is None or not link.folder.exists()
 
 
 def _alive(pid):

@@ -6,7 +6,7 @@ import pytest
 
 from octavo.errors import OverloadedError, RequestError
 from octavo.params import SamplingParams
-from octavo.scheduling.policies import FcfsPolicy
+from octavo.scheduling.policies import FcfsPolicy, PriorityPolicy
 
 
 def ids(scheduled):
@@ -64,19 +64,34 @@ def test_the_newest_is_preempted_and_recomputed_with_what_it_has_said(make_sched
     assert scheduler.stats().preemptions == 1
 
 
-def test_nobody_is_admitted_in_a_step_that_preempted(make_scheduler, make_request, step):
-    class VictimFirst(FcfsPolicy):
+def test_a_request_may_preempt_itself(make_scheduler, make_request, step):
+    class FirstGoes(FcfsPolicy):
         def victim(self, candidates, load):
             return 0
 
-    scheduler = make_scheduler(blocks=4, policy=VictimFirst(), prefix_caching=False)
+    scheduler = make_scheduler(blocks=4, policy=FirstGoes(), prefix_caching=False)
     first, second = make_request(prompt=4, max_tokens=9), make_request(prompt=4, max_tokens=9)
     scheduler.add(first)
     scheduler.add(second)
     while not first.preemptions:
         scheduled = step(scheduler)
-    assert ids(scheduled) == [1]  # the first preempted itself; the second got the block
-    assert scheduled.plan.starts == []
+    assert ids(scheduled) == [1]  # the second got the block
+    while scheduler.has_work:
+        step(scheduler)
+    assert len(first.output_ids) == len(second.output_ids) == 9
+
+
+def test_nobody_is_admitted_in_a_step_that_preempted(make_scheduler, make_request, step):
+    scheduler = make_scheduler(blocks=7, policy=PriorityPolicy(), prefix_caching=False)
+    big = make_request(prompt=20, priority=1)
+    scheduler.add(make_request(prompt=4))
+    scheduler.add(big)
+    step(scheduler)
+    scheduler.add(make_request(prompt=2))
+    scheduled = step(scheduler)  # the first takes the last block, the big one needs a sixth
+    assert big.preemptions == 1
+    assert (ids(scheduled), scheduled.plan.starts) == ([1], [])
+    assert ids(step(scheduler)) == [1, 2]
 
 
 def test_those_that_were_granted_tokens_are_not_offered_as_victims(make_scheduler, make_request, step):

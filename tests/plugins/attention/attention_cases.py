@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+
 from octavo.contracts.attention import AttentionSpec, StepBatch
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 2e-3}
@@ -18,7 +19,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 2e-3}
 
 @dataclass(frozen=True)
 class Row:
-    """``new`` tokens behind ``context`` cached ones; ``prefix_of`` a row whose first ``shared`` tokens it shares."""
+    """``new`` tokens behind ``context`` cached ones; it may share the first ``shared`` tokens of another row."""
 
     new: int
     context: int
@@ -247,7 +248,7 @@ def compare(step: Step, out: torch.Tensor) -> None:
 
 
 def check_cache(step: Step, before: torch.Tensor) -> None:
-    """The step's keys and values are in their slots; nothing else changed, but for the ends of rows' last blocks."""
+    """The step's keys and values are in their slots; nothing else changed, but the ends of rows' last blocks."""
     size = step.case.block_size
     expected, got = before.cpu(), step.cache.cpu().clone()
     for token, slot in enumerate(step.batch.slots.tolist()):

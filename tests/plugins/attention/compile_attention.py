@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon._runtime import GluonASTSource
+
 from octavo_attention.kernels.decode import decode_kernel
 from octavo_attention.kernels.kv_write import kv_write_kernel
 from octavo_attention.kernels.prefill import prefill_kernel
 from octavo_attention.kernels.prefill_hopper import prefill_hopper_kernel
 from octavo_attention.launch import decode_config, prefill_config
 from octavo_attention.launch_hopper import hopper_config
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.experimental.gluon import language as gl
-from triton.experimental.gluon._runtime import GluonASTSource
 
 TYPES = {
     "float": ("query", "key", "value", "cache", "out"),
@@ -58,7 +59,9 @@ def compile_kernel(
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        usage = subprocess.run([BIN / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True)
+        usage = subprocess.run(
+            [BIN / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True
+        )
         code = subprocess.run([BIN / "nvdisasm", file.name], capture_output=True, text=True, check=True).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout + usage.stderr)
     assert found
@@ -74,7 +77,9 @@ def compile_kernel(
     }
 
 
-def layer(head_dim: int, group: int = 4, window: int = 0, soft_cap: bool = False, block_size: int = 16) -> dict[str, Any]:
+def layer(
+    head_dim: int, group: int = 4, window: int = 0, soft_cap: bool = False, block_size: int = 16
+) -> dict[str, Any]:
     return {
         "KV_HEADS": 8,
         "GROUP": group,
@@ -91,7 +96,9 @@ def compile_write(head_dim: int, dtype: str = "bf16", clean: bool = True) -> dic
     return compile_kernel(kv_write_kernel, f"write {head_dim}", dtype, constants, {"num_warps": 4}, {})
 
 
-def compile_decode(head_dim: int, dtype: str = "bf16", queries: int = 1, rows: int = 256, **more: Any) -> dict[str, Any]:
+def compile_decode(
+    head_dim: int, dtype: str = "bf16", queries: int = 1, rows: int = 256, **more: Any
+) -> dict[str, Any]:
     constants = layer(head_dim, **more)
     dim = triton.next_power_of_2(head_dim)
     used = triton.next_power_of_2(queries * constants["GROUP"])
@@ -133,7 +140,14 @@ def main(quick: bool) -> None:
         for one in (compile_write, compile_decode, compile_prefill, compile_hopper):
             print(json.dumps(one(size)), flush=True)
     for one in (compile_decode, compile_prefill, compile_hopper):
-        for more in ({"window": 1024}, {"soft_cap": True}, {"group": 1}, {"group": 3}, {"group": 8}, {"block_size": 64}):
+        for more in (
+            {"window": 1024},
+            {"soft_cap": True},
+            {"group": 1},
+            {"group": 3},
+            {"group": 8},
+            {"block_size": 64},
+        ):
             print(json.dumps(one(128, **more)), flush=True)
         print(json.dumps(one(128, "fp16")), flush=True)
     for queries in (2, 4, 8):

@@ -6,6 +6,7 @@ import argparse
 import random
 from statistics import mean
 
+from octavo_sample.options import ShortestFirstOptions
 from octavo_sample.policy import ShortestFirst
 
 _FCFS_AGEING = 1e9  # so much that only the time of arrival counts
@@ -28,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     ]
     print("ageing            mean steps  longest")
     for name, ageing in (("none", 0.0), (f"{args.ageing:g}", args.ageing), ("first come first", _FCFS_AGEING)):
-        outcomes = try_policy(ShortestFirst(ageing), jobs, max_sequences=4)
+        outcomes = try_policy(ShortestFirst(ShortestFirstOptions(ageing=ageing)), jobs, max_sequences=4)
         steps = [outcome.finished - job.arrival for outcome, job in zip(outcomes, jobs, strict=True)]
         print(f"{name:16} {mean(steps):11.1f} {max(steps):8}")
     return 0

@@ -13,7 +13,10 @@ class ShortestFirstOptions(Section):
     ageing: float = Field(
         50.0,
         ge=0,
-        description="Tokens by which a request seems shorter for each second since it came; 0 lets long ones starve.",
+        description="Tokens by which a request seems shorter for each second of its age; 0 lets long ones starve.",
+    )
+    prompt_weight: float = Field(
+        0.1, ge=0, description="What a token of the prompt costs; one of the answer costs 1, for it takes a step."
     )
 
 

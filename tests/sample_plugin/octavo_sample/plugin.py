@@ -23,7 +23,7 @@ _log = logging.getLogger("octavo.sample")
 def _build_policy(options: ShortestFirstOptions) -> SchedulingPolicy:
     from octavo_sample.policy import ShortestFirst
 
-    return ShortestFirst(options.ageing)
+    return ShortestFirst(options)
 
 
 def _build_nudge(ctx: Context, options: NudgeOptions) -> LogitsProcessor:

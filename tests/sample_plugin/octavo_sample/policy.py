@@ -1,6 +1,6 @@
 """Scheduling policy `shortest-first`: whoever needs the fewest tokens is served first.
 
-A request counts as one token shorter for every ``1 / ageing`` seconds that it has been there. Since all age alike,
+A request seems one token shorter for every ``1 / ageing`` seconds that it has been there. Since all age alike,
 only the moment of arrival matters, and the order of two requests never turns round: a request is overtaken by
 newer ones for a limited time only, and two requests can't preempt each other in turns.
 """
@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from octavo.contracts.scheduling import LoadView, RequestView
+from octavo_sample.options import ShortestFirstOptions
 
 
 class ShortestFirst:
-    """Implements :class:`octavo.contracts.scheduling.SchedulingPolicy`. ``ageing`` is in tokens a second."""
+    """Implements :class:`octavo.contracts.scheduling.SchedulingPolicy`. Options: :class:`ShortestFirstOptions`."""
 
-    def __init__(self, ageing: float) -> None:
-        self._ageing = ageing
+    def __init__(self, options: ShortestFirstOptions) -> None:
+        self._options = options
 
     def order(self, requests: Sequence[RequestView], load: LoadView) -> Iterable[int]:
         """The shortest first; sorting is stable, so that equals stay in order of arrival."""
@@ -32,4 +33,5 @@ class ShortestFirst:
         return budget
 
     def _cost(self, request: RequestView) -> float:
-        return request.prompt_length + request.max_tokens + self._ageing * request.arrival
+        tokens = request.max_tokens + self._options.prompt_weight * request.prompt_length
+        return tokens + self._options.ageing * request.arrival

@@ -1,6 +1,6 @@
 """Decode: every row brings the same few query tokens (usually one) and reads its whole cached context."""
 
-# mypy: disable-error-code="misc, no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 from __future__ import annotations
 
 import triton
@@ -141,7 +141,8 @@ def decode_kernel(
             pair = row * KV_HEADS + head
             if tl.atomic_add(counters + pair, 1, sem="acq_rel", scope="gpu") == right - left:
                 _merge(
-                    partial, stats, out, left, right, row * QUERIES, head, KV_HEADS, GROUP, QUERIES, HEAD_DIM, DIM, USED
+                    partial, stats, out, left, right, row * QUERIES, head,
+                    KV_HEADS, GROUP, QUERIES, HEAD_DIM, DIM, USED,
                 )  # fmt: skip
                 tl.store(counters + pair, 0)  # ready for the next launch
         unit += hi - lo
@@ -167,7 +168,7 @@ def _merge(
     USED: tl.constexpr,
 ):
     # Partial results are read several at once, so that their loads overlap, as far as registers allow.
-    PARTS: tl.constexpr = 8 if USED <= 4 else 32 // USED if USED <= 32 else 1
+    PARTS: tl.constexpr = 4 if USED <= 4 else 16 // USED if USED <= 16 else 1
     m = tl.arange(0, USED)
     d = tl.arange(0, DIM)
     high = tl.full([USED], -1e30, tl.float32)

@@ -1,6 +1,6 @@
 """Prefill: rows with any number of new tokens behind any cached context, read through the block table."""
 
-# mypy: disable-error-code="misc, no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 from __future__ import annotations
 
 import triton
@@ -89,12 +89,11 @@ def prefill_kernel(
     PRECISION: tl.constexpr,
 ):
     # A tile is TOKENS query tokens times the heads that share one key head: keys and values are read once for
-    # the whole group. Tiles come longest first and all tiles of a head follow each other, so that the programs
-    # running together read the same keys out of the L2 cache and the last ones are short.
+    # the whole group. Tiles come longest first, so that the programs that finish last are short.
     TOKENS: tl.constexpr = BLOCK_M // GROUP
-    row = tl.load(work + 2 * tl.program_id(0))
-    first = tl.load(work + 2 * tl.program_id(0) + 1)
-    head = tl.program_id(1)
+    row = tl.load(work + 2 * tl.program_id(1))
+    first = tl.load(work + 2 * tl.program_id(1) + 1)
+    head = tl.program_id(0)
     length = tl.load(lengths + row)
     begin = tl.load(starts + row)
     queries = tl.load(starts + row + 1) - begin

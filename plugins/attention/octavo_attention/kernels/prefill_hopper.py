@@ -6,7 +6,7 @@ that one's softmax fills the other's waits for the tensor cores; within one, the
 runs under the softmax of the next.
 """
 
-# mypy: disable-error-code="misc, no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
 from __future__ import annotations
 
 from triton.experimental import gluon
@@ -23,12 +23,22 @@ _fetch = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global
 
 
 @gluon.jit
-def _work_item(index, batch, TOKENS: gl.constexpr, BLOCK_N: gl.constexpr, WINDOW: gl.constexpr):
-    """Head, row and key tiles [lo, hi) of one item of work. All tiles of a head come before those of the next."""
-    lengths, starts, tiles, tile_count = batch
-    head = index // tile_count
-    row = gl.load(tiles + index % tile_count * 2)
-    first = gl.load(tiles + index % tile_count * 2 + 1)
+def _work_item(
+    turn, batch, KV_HEADS: gl.constexpr, TOKENS: gl.constexpr, BLOCK_N: gl.constexpr, WINDOW: gl.constexpr
+):
+    """Head, row and key tiles [lo, hi) of the item that this program takes at ``turn``.
+
+    Items fall in length, so programs take them forth and back: whoever got the longest gets the shortest next.
+    """
+    lengths, starts, work, items = batch
+    program, programs = gl.program_id(0), gl.num_programs(0)
+    begin = turn - program
+    back = begin + gl.minimum(programs, items - begin) - 1 - program
+    item = gl.where(begin // programs % 2 == 1, back, turn)
+    head = item % KV_HEADS
+    tile = work + item // KV_HEADS * 2
+    row = gl.load(tile)
+    first = gl.load(tile + 1)
     length = gl.load(lengths + row)
     begin = gl.load(starts + row)
     queries = gl.load(starts + row + 1) - begin
@@ -46,7 +56,6 @@ def _load_partition(
     tables,
     table_stride,
     batch,
-    items,
     tiles,
     barriers,
     KV_HEADS: gl.constexpr,
@@ -61,8 +70,8 @@ def _load_partition(
     k_tiles, v_tiles = tiles
     k_ready, k_free, v_ready, v_free = barriers
     step = 0
-    for index in range(gl.program_id(0), items, gl.num_programs(0)):
-        head, row, length, _, _, _, lo, hi = _work_item(index, batch, TOKENS, BLOCK_N, WINDOW)
+    for turn in range(gl.program_id(0), batch[3], gl.num_programs(0)):
+        head, row, length, _, _, _, lo, hi = _work_item(turn, batch, KV_HEADS, TOKENS, BLOCK_N, WINDOW)
         table = tables + row.to(gl.int64) * table_stride
         for j in range(hi - 1, lo - 1, -1):
             stage = step % STAGES
@@ -154,8 +163,9 @@ def _next_tile(
     weight, high, shrink = _softmax(s, high, scale, soft_cap, start, position, MASKED, WINDOW, SOFT_CAP, BLOCK_N)
     norm = norm * shrink + gl.sum(weight, 1)
     weight = gl.convert_layout(weight.to(q_tile.dtype), p.type.layout)
+    # The new weights pass through the wait, and the branch of a barrier that is long complete stands before it, so
+    # that no compiler moves the softmax from under the running product to behind it.
     mbarrier.wait(v_ready.index(before), (step - 1) // STAGES & 1)
-    # Passing the new weights through the wait keeps their computation before it, under the running product.
     acc, _, p = warpgroup_mma_wait(0, deps=[acc, p, weight])
     mbarrier.arrive(v_free.index(before), count=1)
     acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, acc.type.layout))[:, None]
@@ -169,7 +179,6 @@ def _attend_partition(
     query_head_stride,
     out,
     batch,
-    items,
     scale,
     soft_cap,
     q_tiles,
@@ -196,8 +205,8 @@ def _attend_partition(
     k_tiles, v_tiles = tiles
     k_ready, k_free, v_ready, v_free = barriers
     step = 0
-    for index in range(gl.program_id(0), items, gl.num_programs(0)):
-        head, _, _, begin, queries, position, lo, hi = _work_item(index, batch, TOKENS, BLOCK_N, WINDOW)
+    for turn in range(gl.program_id(0), batch[3], gl.num_programs(0)):
+        head, _, _, begin, queries, position, lo, hi = _work_item(turn, batch, KV_HEADS, TOKENS, BLOCK_N, WINDOW)
         inside = ((m < TOKENS * GROUP) & (m // GROUP < queries))[:, None] & (d < HEAD_DIM)[None, :]
         token = (begin + m // GROUP).to(gl.int64)[:, None]
         q_head = (head * GROUP + m % GROUP)[:, None]
@@ -248,7 +257,7 @@ def _attend_partition(
         gl.store(out_at, q_tile.load(ROWS), mask=inside)
 
 
-@gluon.jit(do_not_specialize=["tile_count", "items", "table_stride"])
+@gluon.jit(do_not_specialize=["items", "table_stride"])
 def prefill_hopper_kernel(
     query,
     cache,
@@ -257,7 +266,6 @@ def prefill_hopper_kernel(
     starts,
     work,
     out,
-    tile_count,
     items,
     scale,
     soft_cap,
@@ -288,24 +296,24 @@ def prefill_hopper_kernel(
         mbarrier.init(v_ready.index(i), count=1)
         mbarrier.init(k_free.index(i), count=2)
         mbarrier.init(v_free.index(i), count=2)
-    batch = (lengths, starts, work, tile_count)
+    batch = (lengths, starts, work, items)
     tiles = (k_tiles, v_tiles)
     barriers = (k_ready, k_free, v_ready, v_free)
     gl.warp_specialize(
         [
             (
                 _attend_partition,
-                (query, query_token_stride, query_head_stride, out, batch, items, scale, soft_cap, q_tiles, tiles,
+                (query, query_token_stride, query_head_stride, out, batch, scale, soft_cap, q_tiles, tiles,
                  barriers, 0, KV_HEADS, GROUP, HEAD_DIM, TOKENS, BLOCK_N, WINDOW, SOFT_CAP, STAGES),
             ),
             (
                 _attend_partition,
-                (query, query_token_stride, query_head_stride, out, batch, items, scale, soft_cap, q_tiles, tiles,
+                (query, query_token_stride, query_head_stride, out, batch, scale, soft_cap, q_tiles, tiles,
                  barriers, 1, KV_HEADS, GROUP, HEAD_DIM, TOKENS, BLOCK_N, WINDOW, SOFT_CAP, STAGES),
             ),
             (
                 _load_partition,
-                (cache, tables, table_stride, batch, items, tiles, barriers, KV_HEADS, BLOCK_SIZE, TOKENS, BLOCK_N,
+                (cache, tables, table_stride, batch, tiles, barriers, KV_HEADS, BLOCK_SIZE, TOKENS, BLOCK_N,
                  WINDOW, STAGES),
             ),
         ],
