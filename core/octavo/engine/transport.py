@@ -69,7 +69,7 @@ class ClientSockets:
 
     def __init__(self, folder: Path) -> None:
         # Shared by all engines of this process and never ended: ending one waits for whoever forgot to close.
-        context = zmq.Context.instance()
+        context: zmq.Context[Any] = zmq.Context.instance()
         self._from_engine = _socket(context, zmq.PULL)
         self._from_engine.bind(_address(folder, _OUTBOX))
         self._to_engine = _socket(context, zmq.PUSH)

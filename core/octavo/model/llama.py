@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from octavo.contracts.attention import AttentionSpec, StepBatch
@@ -17,13 +19,27 @@ from octavo.model.rope import Rope
 from octavo.records import Context, ModelProfile
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecoderStyle:
+    """Where relatives of Llama differ from it.
+
+    ``qk_norm``: queries and keys are normed head by head, before they are rotated (Qwen 3). ``windowed``: a
+    ``sliding_window`` in the configuration holds (Qwen states one that it does not use).
+    """
+
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    windowed: bool = True
+
+
 class LlamaAttention:
     """Grouped-query attention (arXiv 2305.13245) with one merged projection for query, key and value."""
 
-    def __init__(self, parts: Parts, profile: ModelProfile, layer: int) -> None:
+    def __init__(self, parts: Parts, profile: ModelProfile, layer: int, style: DecoderStyle) -> None:
         config, ranks = profile.config, parts.ranks
         name, size = f"model.layers.{layer}.self_attn", profile.head_dim
-        bias = bool(config.get("attention_bias", False))
         copies = max(1, ranks.size // profile.num_kv_heads)
         self._heads = ranks.divide(profile.num_heads, "num_attention_heads")
         self._kv_heads = max(1, profile.num_kv_heads // ranks.size)
@@ -36,13 +52,13 @@ class LlamaAttention:
                 Part(f"{name}.v_proj", kv_part, copies),
             ],
             profile.hidden_size,
-            bias=bias,
+            bias=style.qkv_bias,
         )
         self.output = Linear(
             parts,
             [Part(f"{name}.o_proj", profile.hidden_size)],
             profile.num_heads * size,
-            bias=bias,
+            bias=style.output_bias,
             division="row",
         )
         self.spec = AttentionSpec(
@@ -51,26 +67,47 @@ class LlamaAttention:
             num_kv_heads=self._kv_heads,
             head_dim=size,
             scale=size**-0.5,
-            sliding_window=config.get("sliding_window") or None,
+            sliding_window=(config.get("sliding_window") or None) if style.windowed else None,
         )
+        eps = float(config.get("rms_norm_eps", 1e-6))
+        self.query_norm = RMSNorm(parts, f"{name}.q_norm", size, eps) if style.qk_norm else None
+        self.key_norm = RMSNorm(parts, f"{name}.k_norm", size, eps) if style.qk_norm else None
         self._rope, self._attend = parts.ops.rope, parts.attention.forward
 
     def __call__(self, x: Tensor, rope: tuple[Tensor, Tensor], plan: Any, cache: Tensor) -> Tensor:
         heads = self.qkv(x).view(x.shape[0], -1, self.spec.head_dim)
         rotated = self._heads + self._kv_heads
-        turned = self._rope(heads[:, :rotated], *rope)
+        turned = heads[:, :rotated]
+        if self.query_norm is not None and self.key_norm is not None:
+            turned = torch.cat(
+                (
+                    _norm_heads(self.query_norm, heads[:, : self._heads]),
+                    _norm_heads(self.key_norm, heads[:, self._heads : rotated]),
+                ),
+                dim=1,
+            )
+        turned = self._rope(turned, *rope)
         query, key = turned[:, : self._heads], turned[:, self._heads :]
         out = self._attend(plan, self.spec, query, key, heads[:, rotated:], cache)
         return self.output(out)
+
+    def slots(self) -> list[WeightSlot]:
+        norms = [norm for norm in (self.query_norm, self.key_norm) if norm is not None]
+        slots = [slot for norm in norms for slot in norm.slots()]
+        return [*self.qkv.slots(), *self.output.slots(), *slots]
+
+
+def _norm_heads(norm: RMSNorm, heads: Tensor) -> Tensor:
+    """Each head by itself: [tokens, heads, head_dim]."""
+    return norm(heads.reshape(-1, heads.shape[-1])).view(heads.shape)
 
 
 class LlamaMLP:
     """SwiGLU with gate and up merged."""
 
-    def __init__(self, parts: Parts, profile: ModelProfile, layer: int) -> None:
+    def __init__(self, parts: Parts, profile: ModelProfile, layer: int, style: DecoderStyle) -> None:
         name, hidden = f"model.layers.{layer}.mlp", profile.hidden_size
-        inner = int(profile.config["intermediate_size"])
-        bias = bool(profile.config.get("mlp_bias", False))
+        inner, bias = int(profile.config["intermediate_size"]), style.mlp_bias
         self.gate_up = Linear(
             parts, [Part(f"{name}.gate_proj", inner), Part(f"{name}.up_proj", inner)], hidden, bias=bias
         )
@@ -84,13 +121,13 @@ class LlamaMLP:
 class LlamaLayer:
     """Attention and MLP, each behind a norm, around one residual stream."""
 
-    def __init__(self, parts: Parts, profile: ModelProfile, layer: int) -> None:
+    def __init__(self, parts: Parts, profile: ModelProfile, layer: int, style: DecoderStyle) -> None:
         eps = float(profile.config.get("rms_norm_eps", 1e-6))
         name, hidden = f"model.layers.{layer}", profile.hidden_size
         self.input_norm = RMSNorm(parts, f"{name}.input_layernorm", hidden, eps)
-        self.attention = LlamaAttention(parts, profile, layer)
+        self.attention = LlamaAttention(parts, profile, layer, style)
         self.post_norm = RMSNorm(parts, f"{name}.post_attention_layernorm", hidden, eps)
-        self.mlp = LlamaMLP(parts, profile, layer)
+        self.mlp = LlamaMLP(parts, profile, layer, style)
 
     def __call__(
         self, x: Tensor, residual: Tensor | None, rope: tuple[Tensor, Tensor], plan: Any, cache: Tensor
@@ -107,11 +144,11 @@ class LlamaForCausalLM:
 
     ignored_weights: Sequence[str] = (r".*\.rotary_emb\.inv_freq", r".*\.masked_bias", r".*\.attn\.bias")
 
-    def __init__(self, parts: Parts, profile: ModelProfile, max_length: int) -> None:
+    def __init__(self, parts: Parts, profile: ModelProfile, max_length: int, style: DecoderStyle) -> None:
         _check(profile.config)
         eps = float(profile.config.get("rms_norm_eps", 1e-6))
         self._embed = Embedding(parts, "model.embed_tokens", profile.vocab_size, profile.hidden_size)
-        self._layers = [LlamaLayer(parts, profile, layer) for layer in range(profile.num_layers)]
+        self._layers = [LlamaLayer(parts, profile, layer, style) for layer in range(profile.num_layers)]
         self._norm = RMSNorm(parts, "model.norm", profile.hidden_size, eps)
         tied = self._embed if profile.tied_embeddings else None
         self._head = LMHead(parts, "lm_head", profile.vocab_size, profile.hidden_size, tied)
@@ -134,7 +171,7 @@ class LlamaForCausalLM:
         slots = [*self._embed.slots(), *self._norm.slots(), *self._head.slots()]
         for layer in self._layers:
             slots += [*layer.input_norm.slots(), *layer.post_norm.slots()]
-            slots += [slot for linear in _linears(layer) for slot in linear.slots()]
+            slots += [*layer.attention.slots(), *layer.mlp.gate_up.slots(), *layer.mlp.down.slots()]
         return slots
 
     def finalize(self) -> None:
@@ -156,4 +193,10 @@ def _check(config: Mapping[str, Any]) -> None:
 
 def build_llama(ctx: Context, parts: Parts) -> LlamaForCausalLM:
     """The ``build`` of the Llama and Mistral records."""
-    return LlamaForCausalLM(parts, ctx.model, ctx.max_length)
+    attention_bias = bool(ctx.model.config.get("attention_bias", False))
+    style = DecoderStyle(
+        qkv_bias=attention_bias,
+        output_bias=attention_bias,
+        mlp_bias=bool(ctx.model.config.get("mlp_bias", False)),
+    )
+    return LlamaForCausalLM(parts, ctx.model, ctx.max_length, style)
