@@ -11,17 +11,21 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from octavo.errors import PluginError, nearest
-from octavo.ops import reference
+from octavo.ops import noise, reference
 
 
 @dataclass(frozen=True, slots=True)
 class Ops:
-    """The operations a model is built with. Signatures and meanings: :mod:`octavo.ops.reference`."""
+    """The operations an engine is built with.
+
+    Signatures and meanings: :mod:`octavo.ops.reference`; of ``draw``: :mod:`octavo.ops.noise`.
+    """
 
     rms_norm: Callable[..., Any] = reference.rms_norm
     add_rms_norm: Callable[..., Any] = reference.add_rms_norm
     silu_mul: Callable[..., Any] = reference.silu_mul
     rope: Callable[..., Any] = reference.rope
+    draw: Callable[..., Any] = noise.draw
 
 
 def build_ops(implementations: Mapping[str, Callable[..., Any]]) -> Ops:

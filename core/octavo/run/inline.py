@@ -45,7 +45,9 @@ class InlineExecutor:
             for spec in model.attention_layers
         ]
         rows = Rows(ctx.max_sequences, ctx.max_length, ctx.block_size, device)
-        sampler = Sampler(ctx.model.vocab_size, ctx.max_sequences, device, resolved.build_processors())
+        sampler = Sampler(
+            ctx.model.vocab_size, ctx.max_sequences, device, resolved.build_processors(), parts.ops.draw
+        )
         graphs = None
         if device.type == "cuda" and resolved.choices["attention"].record.graph_safe:
             with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Plugin `triton-ops`: norm, gate and rotary embedding, each in one launch. Imports neither torch nor triton."""
+"""Plugin `triton-ops`: norm, gate, rotary embedding and sampling. Imports neither torch nor triton."""
 
 from __future__ import annotations
 
@@ -45,6 +45,12 @@ def _rope(ctx: Context, options: NoOptions) -> Callable[..., Any]:
     return rope
 
 
+def _draw(ctx: Context, options: NoOptions) -> Callable[..., Any]:
+    from octavo_ops.draw import draw
+
+    return draw
+
+
 @hookimpl
 def octavo_ops() -> Iterable[OpRecord]:
     """Contribute one record an operation."""
@@ -53,6 +59,7 @@ def octavo_ops() -> Iterable[OpRecord]:
         ("add_rms_norm", _add_rms_norm),
         ("silu_mul", _silu_mul),
         ("rope", _rope),
+        ("draw", _draw),
     ):
         yield OpRecord(
             name=f"triton-{op.replace('_', '-')}",

@@ -1,16 +1,17 @@
 """Cases for the fused operations, run under Triton's interpreter on a CPU and natively on a GPU.
 
-    python cases.py DEVICE DTYPE        # prints one line a case; exits 1 where one fails
+python cases.py DEVICE DTYPE        # prints one line a case; exits 1 where one fails
 """
 
 from __future__ import annotations
 
 import sys
 
+import numpy as np
 import torch
 
 from octavo.model.rope import Rope
-from octavo.ops import reference
+from octavo.ops import noise, reference
 
 
 def check(name: str, found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
@@ -31,7 +32,9 @@ def run(device: str, dtype: torch.dtype) -> bool:
         x, residual, weight = (
             torch.randn(shape, device=device).to(dtype) for shape in ((rows, width), (rows, width), (width,))
         )
-        good &= check(f"rms_norm {rows}x{width}", rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5), tolerance)
+        good &= check(
+            f"rms_norm {rows}x{width}", rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5), tolerance
+        )
         mine, theirs = residual.clone(), residual.clone()
         found = add_rms_norm(x, mine, weight, 1e-5)
         good &= check("add_rms_norm", found, reference.add_rms_norm(x, theirs, weight, 1e-5), tolerance)
@@ -46,7 +49,22 @@ def run(device: str, dtype: torch.dtype) -> bool:
         kept = wide[:, heads:].clone()
         good &= check(f"rope {heads}x{dim}/{rotary}", rope(wide[:, :heads], cos, sin), expected, tolerance)
         good &= torch.equal(wide[:, heads:], kept)
-    return good
+    return good and check_draw(device)
+
+
+def check_draw(device: str) -> bool:
+    """The same tokens as the reference, with masked tokens and a vocabulary that is no multiple of anything."""
+    from octavo_ops.draw import draw
+
+    rows, vocab = 24, 9001
+    scaled = torch.randn(rows, vocab, device=device) * 3
+    scaled[:, ::3] = float("-inf")
+    seeds, positions = np.arange(rows, dtype=np.uint64) * 7919, np.arange(rows, dtype=np.int64)
+    words = torch.from_numpy(noise.token_words(vocab)).to(device)
+    keys = torch.from_numpy(noise.row_keys(seeds, positions)).to(device)
+    found, expected = draw(scaled, words, keys), noise.draw(scaled, words, keys)
+    print("draw:", int((found == expected).sum()), "of", rows)
+    return torch.equal(found, expected)
 
 
 if __name__ == "__main__":

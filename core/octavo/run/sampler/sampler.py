@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 
 from octavo.contracts.executor import RowStart
 from octavo.contracts.sampling import LogitsProcessor
+from octavo.ops.noise import draw, row_keys, token_words
 from octavo.run.sampler.allowed import AllowedTokens
 from octavo.run.sampler.bad_words import BadWords
 from octavo.run.sampler.bias import LogitBias
@@ -18,7 +19,6 @@ from octavo.run.sampler.feature import Feature, Modifier, Remembering, Truncatio
 from octavo.run.sampler.logprobs import AskedLogprobs, Logprobs, SampledLogprobs, logprobs_of
 from octavo.run.sampler.min_p import MinP
 from octavo.run.sampler.min_tokens import MinTokens
-from octavo.run.sampler.noise import draw, row_keys, token_words
 from octavo.run.sampler.penalties import Penalties
 from octavo.run.sampler.processors import Processors
 from octavo.run.sampler.rows import IntArray, Layout, Subset, upload
@@ -54,10 +54,12 @@ class Sampler:
         max_rows: int,
         device: torch.device,
         processors: Sequence[LogitsProcessor] = (),
+        draw: Callable[..., torch.Tensor] = draw,
     ) -> None:
         self._vocab_size = vocab_size
         self._max_rows = max_rows
         self._device = device
+        self._race = draw
         self._processors = tuple(processors)
         self._plugins = Processors(processors, max_rows)
         penalties = Penalties(vocab_size, max_rows, device)
@@ -150,7 +152,7 @@ class Sampler:
         for truncation in self._truncations:
             truncation.apply(scaled, inner)
         keys = row_keys(self._seeds[drawn.rows], positions[drawn.index])
-        return draw(scaled, self._words, upload(keys, self._device))
+        return self._race(scaled, self._words, upload(keys, self._device))
 
     def _inner(self, drawn: Subset) -> tuple[Layout, torch.Tensor]:
         inner = Layout(drawn.rows, self._device)

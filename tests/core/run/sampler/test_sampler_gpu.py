@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from octavo.contracts.executor import RowStart
+from octavo.ops.noise import random_bits, row_keys, token_words
 from octavo.run.sampler import Sampled, Sampler
-from octavo.run.sampler.noise import random_bits, row_keys, token_words
 
 pytestmark = [
     pytest.mark.gpu,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from octavo.run.sampler.noise import draw, log_exponential, random_bits, row_keys, token_words
+from octavo.ops.noise import draw, log_exponential, random_bits, row_keys, token_words
 
 M64 = 2**64 - 1
 

@@ -14,8 +14,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from octavo.run.sampler.rows import IntArray
-
+IntArray = np.ndarray[Any, np.dtype[np.int64]]
 UIntArray = np.ndarray[Any, np.dtype[np.uint64]]
 
 _CHUNK_CPU: Final = 1 << 18  # numbers handled at a time, so that temporaries stay in the cache
