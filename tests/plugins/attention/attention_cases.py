@@ -213,7 +213,7 @@ def reference(step: Step) -> torch.Tensor:
 
 
 def check(case: Case, dtype: torch.dtype, device: str = "cpu", hopper: bool = False) -> None:
-    """Run one step and compare it with the reference; twice, since counters must be ready again."""
+    """Run a step and compare it with the reference; then again with other queries: nothing may be left over."""
     from octavo_attention.backend import TritonAttention
 
     step = make_step(case, dtype, device)
@@ -227,6 +227,7 @@ def check(case: Case, dtype: torch.dtype, device: str = "cpu", hopper: bool = Fa
     assert step.cache.shape == backend.kv_shape(case.spec, step.cache.shape[0])
     before = step.cache.clone()
     for _ in range(2):
+        step.query.neg_()
         plan = backend.plan(step.batch)
         out = backend.forward(plan, case.spec, step.query, step.key, step.value, step.cache)
         compare(step, out)

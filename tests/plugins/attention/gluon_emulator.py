@@ -283,8 +283,8 @@ def _modules() -> dict[str, ModuleType]:
         minimum=lambda a, b: value(np.minimum(a, b)),
         exp2=lambda what: value(np.exp2(what)),
     )
-    for layout in ("SliceLayout", "BlockedLayout", "NVMMADistributedLayout", "DotOperandLayout", "NVMMASharedLayout"):
-        setattr(language, layout, lambda *_, **__: "layout")
+    for layout in ("Slice", "Blocked", "NVMMADistributed", "DotOperand", "NVMMAShared"):
+        setattr(language, f"{layout}Layout", lambda *_, **__: "layout")
     barriers = SimpleNamespace(
         init=lambda barrier, count: setattr(barrier, "count", count),
         wait=_wait,
@@ -307,4 +307,6 @@ def _modules() -> dict[str, ModuleType]:
     modules = {name: ModuleType(name) for name in contents}
     for name, names in contents.items():
         vars(modules[name]).update(names)
+    modules["triton.experimental"] = ModuleType("triton.experimental")
+    vars(modules["triton.experimental"])["gluon"] = modules[root]
     return modules
