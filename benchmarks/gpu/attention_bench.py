@@ -10,7 +10,6 @@ Each result is checked against torch before it is timed. ``--sweep`` tries other
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
 import statistics
@@ -160,13 +159,17 @@ def copy_speed() -> float:
 
 def decode_configs(sweep: bool, processors: int) -> Iterator[DecodeConfig]:
     """The usual configuration first; with ``sweep`` others as well."""
-    usual = decode_config(128, 2, processors)
+    usual = decode_config(128, 2, processors, rows=64)
     yield usual
-    shapes = ((32, 5, 4), (32, 7, 4), (64, 3, 4), (64, 5, 4), (64, 7, 4), (64, 5, 8), (128, 5, 4))
-    for (block_n, stages, warps), share in itertools.product(shapes if sweep else (), (1, 2, 3, 4)):
-        config = DecodeConfig(block_n, share * processors, warps, stages)
-        if config != usual:
-            yield config
+    tiles = {(32, 5): (1, 2, 3), (32, 7): (1, 2, 3), (64, 3): (1, 2, 3), (64, 5): (1, 2, 3), (64, 7): (1, 2)}
+    tiles |= {(128, 3): (1, 2), (128, 5): (1,)}
+    for (block_n, stages), shares in tiles.items() if sweep else ():
+        for share in shares:
+            config = DecodeConfig(block_n, share * processors, 4, stages, 168 if share == 3 else None)
+            if config != usual:
+                yield config
+    if sweep:
+        yield DecodeConfig(64, processors, 8, 5)
 
 
 class DecodeShape:
@@ -243,7 +246,7 @@ def prefill_kernels(sweep: bool, processors: int) -> Iterator[tuple[str, Callabl
     from octavo_attention.launch_hopper import HopperConfig, HopperPrefill, hopper_config
 
     others = [HopperConfig(64, 2), HopperConfig(64, 3), HopperConfig(64, 4)] if sweep else []
-    for chosen in [hopper_config(128), *others]:
+    for chosen in [hopper_config(128, 16384), *others]:
         yield f"hopper {short(chosen)}", partial(HopperPrefill(processors).prefill, config=chosen)
 
 

@@ -83,10 +83,16 @@ def running(sections: Mapping[str, Any]) -> Iterator[Engine]:
         yield Engine(llm, witness.context, llm.config.cache.prefix_caching)
 
 
-def timed(engine: Engine, jobs: Sequence[Job], temperature: float = 0.0) -> Timing:
+def timed(
+    engine: Engine,
+    jobs: Sequence[Job],
+    temperature: float = 0.0,
+    around: contextlib.AbstractContextManager[None] | None = None,
+) -> Timing:
     """Answer all jobs in one call; the clock runs over that call only, on an empty prefix cache.
 
-    Raises :class:`OctavoError` when an answer has another length than was asked for.
+    ``around`` is entered just before that call and left after it, the clock stopped. Raises :class:`OctavoError`
+    when an answer has another length than was asked for.
     """
     made: dict[int, SamplingParams] = {}
     for job in jobs:
@@ -96,9 +102,10 @@ def timed(engine: Engine, jobs: Sequence[Job], temperature: float = 0.0) -> Timi
     engine.llm.reset_prefix_cache()
     gc.collect()
     before = engine.llm.stats()
-    began = time.perf_counter()
-    outputs = engine.llm.generate(prompts, params)
-    seconds = time.perf_counter() - began
+    with around or contextlib.nullcontext():
+        began = time.perf_counter()
+        outputs = engine.llm.generate(prompts, params)
+        seconds = time.perf_counter() - began
     after = engine.llm.stats()
     lengths = [len(output.outputs[0].token_ids) for output in outputs]
     if lengths != [job.output for job in jobs]:

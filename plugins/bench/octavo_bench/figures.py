@@ -11,10 +11,10 @@ from octavo.errors import ConfigError
 
 PERCENTILES: Final = (50, 90, 95, 99)
 LATENCIES: Final[Mapping[str, str]] = {
-    "ttft": "time to first token",
-    "tpot": "time per output token after the first",
-    "itl": "time between two pieces of an answer",
-    "e2el": "time to the end of an answer",
+    "ttft": "time to first token (TTFT)",
+    "tpot": "time per further token (TPOT)",
+    "itl": "time between two pieces (ITL)",
+    "e2el": "time to the end (E2EL)",
 }
 
 

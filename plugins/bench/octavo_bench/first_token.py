@@ -11,6 +11,7 @@ import json
 import sys
 from typing import Any
 
+from octavo.errors import OctavoError
 from octavo_bench.engine import running, timed
 from octavo_bench.sizes import Size, random_jobs
 
@@ -30,4 +31,7 @@ def _tell(event: str, machine: str) -> None:
 
 
 if __name__ == "__main__":
-    main(json.load(sys.stdin))
+    try:
+        main(json.load(sys.stdin))
+    except OctavoError as error:
+        sys.exit(str(error))

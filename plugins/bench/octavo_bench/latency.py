@@ -18,6 +18,7 @@ from octavo_bench.launch import launch_sections
 from octavo_bench.options import Settled, need, settle
 from octavo_bench.sizes import Job, Lengths, draw_sizes, random_jobs
 from octavo_bench.table import number, render
+from octavo_bench.window import add_profile, profile
 from octavo_bench.workload import add_lengths
 
 DEFAULTS: Final[dict[str, Any]] = {
@@ -62,6 +63,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="same as --set cache.prefix_caching=… (default: as configured)",
     )
     options.add_sampling(parser)
+    add_profile(parser)
 
 
 def run(args: argparse.Namespace, words: Sequence[str]) -> int:
@@ -92,7 +94,8 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> int:
             made = [origin.record(metric, [each.figures[metric] for each in found]) for metric in wanted]
             records.append(made, args.json)
         if args.profile:
-            _profile(args, settled, engine, statistics.median(each.whole for each in found))
+            jobs = _jobs(engine, settled, 2 * settled["repeats"] + 2, settled["output_len"].low)
+            profile(args, engine, jobs, settled["temperature"], min(each.whole for each in found))
     return 0
 
 
@@ -116,13 +119,3 @@ def _report(found: Sequence[Latency]) -> None:
     columns = zip(*(each.figures.values() for each in found), strict=True)
     rows.append(["median", *(number(statistics.median(column)) for column in columns)])
     print(render(["repeat", "ITL ms", "TTFT ms", "output tok/s"], rows))
-
-
-def _profile(args: argparse.Namespace, settled: Settled, engine: Engine, seconds: float) -> None:
-    from octavo_bench.window import profiled
-
-    length = min(args.profile_seconds, seconds / 4)
-    jobs = _jobs(engine, settled, 2 * settled["repeats"] + 2, settled["output_len"].low)
-    with profiled(args.profile, seconds / 2, length):
-        timed(engine, jobs, settled["temperature"])
-    print(f"profile of {length:.2f} s written; open it at ui.perfetto.dev")

@@ -137,7 +137,6 @@ async def _ask(server: Server, asking: Asking, job: Job, body: bytes) -> Seen:
         seen.error = f"no answer after {asking.timeout:g} seconds"
     except (ExchangeError, msgspec.DecodeError) as error:
         seen.error = str(error)
-    seen.finished = time.perf_counter()
     if seen.error is None and not seen.pieces:
         seen.error = "the answer holds no token"
     return seen
@@ -145,6 +144,7 @@ async def _ask(server: Server, asking: Asking, job: Job, body: bytes) -> Seen:
 
 def _take(seen: Seen, data: bytes, now: float) -> None:
     chunk = _DECODER.decode(data)
+    seen.finished = now
     if chunk.error is not None:
         raise ExchangeError(f"the stream ended with an error: {str(chunk.error)[:300]}")
     if chunk.usage is not None:

@@ -50,18 +50,10 @@ def add_engine(parser: argparse.ArgumentParser, command: str) -> None:
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Add temperature, warm-up and profile."""
+    """Add temperature and warm-up."""
     parser.add_argument("--temperature", type=float, metavar="T", help="of sampling; 0 (the default) is greedy")
     parser.add_argument(
         "--warmup", type=share, metavar="SHARE", help="share of the requests sent once before (default: 1, all)"
-    )
-    parser.add_argument(
-        "--profile",
-        metavar="FILE",
-        help="after the measurements write a trace of some steps in mid-run (torch.profiler; ui.perfetto.dev)",
-    )
-    parser.add_argument(
-        "--profile-seconds", type=seconds, default=0.25, metavar="S", help="length of the trace (default: 0.25)"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -20,14 +21,12 @@ _STYLE: Final = (
 
 
 def write(path: str, title: str, latencies: Mapping[str, Sequence[float]], goals: Mapping[str, float]) -> None:
-    """One panel a latency: milliseconds to the right, share of values up to there upwards, goals in red.
+    """One panel a latency, two a row: milliseconds to the right, share of values up to there upwards, goals in red.
 
     ``latencies`` are in order. Raises :class:`ConfigError` when the file can't be written.
     """
     drawn = [name for name in LATENCIES if latencies.get(name)]
-    panels = [
-        _panel(place, name, latencies[name], goals.get(name)) for place, name in enumerate(drawn)
-    ]  # two a row
+    panels = [_panel(place, name, latencies[name], goals.get(name)) for place, name in enumerate(drawn)]
     height = 40 + _HIGH * -(-len(drawn) // 2)
     text = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * _WIDE} {height}" '
@@ -45,12 +44,12 @@ def _panel(place: int, name: str, values: Sequence[float], goal: float | None) -
     left, top = _EDGE + _WIDE * (place % 2), 64 + _HIGH * (place // 2)
     wide, high = _WIDE - _EDGE - 24, _HIGH - 76
     # The slowest 0.5 % would press all others against the axis.
-    most = max(percentile(values, 99.5), goal or 0.0) or 1.0
+    most = _round_up(max(percentile(values, 99.5), goal or 0.0))
 
     def at(value: float, share: float) -> tuple[float, float]:
         return left + wide * min(value / most, 1.0), top + high * (1 - share / 100)
 
-    parts = [f'<text x="{left}" y="{top - 10}">{name.upper()}: {LATENCIES[name]}, ms</text>']
+    parts = [f'<text x="{left}" y="{top - 10}">{LATENCIES[name]}, ms</text>']
     for share in _SHARES:
         x, y = at(most * share / 100, share)
         parts.append(f'<line class="grid" x1="{left}" y1="{y:.1f}" x2="{left + wide}" y2="{y:.1f}"/>')
@@ -65,3 +64,11 @@ def _panel(place: int, name: str, values: Sequence[float], goal: float | None) -
     points = " ".join("{:.1f},{:.1f}".format(*at(percentile(values, share), share)) for share in steps)
     parts.append(f'<polyline class="line" points="{points}"/>')
     return "".join(parts)
+
+
+def _round_up(value: float) -> float:
+    """The next number whose quarters are easy to read."""
+    if value <= 0:
+        return 1.0
+    unit = 10.0 ** math.floor(math.log10(value / 4))
+    return next(4 * unit * step for step in (1, 2, 2.5, 5, 10) if 4 * unit * step >= value * (1 - 1e-9))

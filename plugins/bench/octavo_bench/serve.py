@@ -189,15 +189,15 @@ def _report(settled: Settled, middle: Mapping[str, float], last: Sequence[Seen],
         settled.label,
         f"last run: {len(last):,} requests in {number(seconds)} s, {len(last) - len(good)} failed, "
         f"{sum(each.input_tokens for each in good):,} tokens in, {sum(each.output_tokens for each in good):,} out",
-        *(f"{name:20} {number(value)}" for name, value in middle.items() if "_ms_" not in name),
+        *(f"{name:20}{number(value):>10}" for name, value in middle.items() if "_ms_" not in name),
     ]
     columns = ["mean", *(f"p{rank}" for rank in PERCENTILES)]
     rows = [
-        [f"{name} ms", *(number(middle[f"{name}_ms_{column}"]) for column in columns), text]
+        [f"{text}, ms", *(number(middle[f"{name}_ms_{column}"]) for column in columns)]
         for name, text in LATENCIES.items()
         if f"{name}_ms_mean" in middle
     ]
-    return "\n".join(lines) + "\n" + render(["latency", *columns, "what"], rows)
+    return "\n".join(lines) + "\n" + render(["", *columns], rows)
 
 
 def _fields(text: str) -> dict[str, Any]:
@@ -220,7 +220,7 @@ def _key(path: str | None) -> str | None:
 
 
 def _machine(server: Server) -> str:
-    """Of a server elsewhere nothing is known but its name; here it is taken to use the first GPU, if there is one."""
+    """Of a server elsewhere only its name is known; one here is taken to use the first GPU, if there is one."""
     if server.host not in _LOCALHOST:
         return server.host
     query = ("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")

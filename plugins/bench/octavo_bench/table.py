@@ -21,5 +21,7 @@ def render(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def number(value: float) -> str:
     """Four digits that count, thousands apart."""
     magnitude = abs(value)
+    if not magnitude:
+        return "0"
     places = 0 if magnitude >= 1000 else 1 if magnitude >= 100 else 2 if magnitude >= 10 else 3
     return f"{value:,.{places}f}"

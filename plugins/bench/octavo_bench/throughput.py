@@ -15,6 +15,7 @@ from octavo_bench.launch import launch_sections
 from octavo_bench.options import Settled, need
 from octavo_bench.sizes import Job
 from octavo_bench.table import number, render
+from octavo_bench.window import add_profile, profile
 
 DEFAULTS: Final[dict[str, Any]] = {
     **workload.DEFAULTS,
@@ -36,6 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="same as --set cache.prefix_caching=…; both: one process after the other (default: as configured)",
     )
     options.add_sampling(parser)
+    add_profile(parser)
 
 
 def run(args: argparse.Namespace, words: Sequence[str]) -> int:
@@ -62,7 +64,8 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> int:
         if args.json:
             _record(args, words, settled, engine, timings)
         if args.profile:
-            _profile(args, settled, engine, make(settled["repeats"] + 1), timings)
+            jobs = make(settled["repeats"] + 1)
+            profile(args, engine, jobs, settled["temperature"], min(each.seconds for each in timings))
     return 0
 
 
@@ -110,15 +113,3 @@ def _record(
     wanted = settled.preset.metrics if settled.preset else tuple(timings[0].rates)
     made = [origin.record(metric + ending, [each.rates[metric] for each in timings]) for metric in wanted]
     records.append(made, args.json)
-
-
-def _profile(
-    args: argparse.Namespace, settled: Settled, engine: Engine, jobs: Sequence[Job], timings: Sequence[Timing]
-) -> None:
-    from octavo_bench.window import profiled
-
-    middle = statistics.median(each.seconds for each in timings) / 2
-    length = min(args.profile_seconds, middle / 2)
-    with profiled(args.profile, middle, length):
-        timed(engine, jobs, settled["temperature"])
-    print(f"profile of {length:.2f} s written; open it at ui.perfetto.dev")

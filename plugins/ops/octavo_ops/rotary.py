@@ -1,5 +1,6 @@
 """Rotary position embedding, in place: a token's heads in one program."""
 
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
 from __future__ import annotations
 
 import torch
