@@ -123,8 +123,8 @@ class Adapters:
         if wanted.pinned and not freed and not self._slots.can_pin():
             self._executor.remove_adapter(key)
             raise RequestError(
-                f"adapter {wanted.name!r} can't be pinned: of {self._slots.count} adapter slots, one must stay open "
-                f"to the others. Raise lora.options.max_loaded.",
+                f"adapter {wanted.name!r} can't be pinned: of {self._slots.count} adapter slots, one must stay "
+                f"open to the others. Raise lora.options.max_loaded.",
                 param="pinned",
             )
         self._served[wanted.name] = (key, served)
@@ -148,7 +148,9 @@ class Adapters:
 def build_adapters(executor: Any, name: str, sections: Sequence[AdapterSection]) -> tuple[Adapters, AdapterSlots]:
     """The configuration's adapters in host memory, and the slots for the scheduler.
 
-    Raises what :meth:`Adapters.open` raises, and :class:`PluginError` when the executor called ``name`` can't serve adapters."""
+    Raises what :meth:`Adapters.open` raises, and :class:`PluginError` when the executor called ``name`` can't serve
+    adapters.
+    """
     if not isinstance(executor, AdapterExecutor):
         raise PluginError(
             f"executor {name!r} can't serve LoRA adapters: take out the lora section, or use another."

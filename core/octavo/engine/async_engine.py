@@ -13,9 +13,9 @@ from typing import Any, Final, Self, TypeVar
 from octavo.config.launch import LaunchConfig
 from octavo.contracts.api import Arrival, Delta, EngineStats, Health, ServedModel
 from octavo.contracts.lora import ServedAdapter
+from octavo.engine.failures import restore
 from octavo.engine.frontend import ConfigArgument, Frontend, ModelArgument, launch
 from octavo.engine.links import Link, ThreadLink
-from octavo.engine.failures import restore
 from octavo.engine.messages import Abort, AdapterReply, LoadAdapter, Ready, ResetPrefixCache, UnloadAdapter
 from octavo.engine.observers import Observers
 from octavo.engine.process_link import ProcessLink
@@ -295,7 +295,8 @@ class AsyncEngine:
 
     async def _ask(self, message: LoadAdapter | UnloadAdapter) -> AdapterReply:
         """Send a message about an adapter and wait for the answer to it."""
-        future = self._asked[message.ticket] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[AdapterReply] = asyncio.get_running_loop().create_future()
+        self._asked[message.ticket] = future
         try:
             self.link.send(message)
             reply = await future

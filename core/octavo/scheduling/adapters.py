@@ -1,9 +1,9 @@
 """Which adapter is in which device slot, who uses it, and who may take the next one.
 
-A running request holds its adapter's slot; a slot that nobody holds keeps its adapter until another needs the place,
-the least recently used one first. A request whose adapter is in no slot, when all are held, waits; requests behind
-it whose adapters are there go on, but not for ever: after ``PATIENCE`` steps nobody behind it may hold a slot anew,
-so that one comes free when the running requests end.
+A running request holds its adapter's slot; a slot that nobody holds keeps its adapter until another needs the
+place, the least recently used one first. A request whose adapter is in no slot, when all are held, waits; requests
+behind it whose adapters are there go on, but not for ever: after ``PATIENCE`` steps nobody behind it may hold a
+slot anew, so that one comes free when the running requests end.
 
 Adapters are known by key. A key stands for the same contents for all its life, so that a name may be given to other
 contents while requests that began with the old ones still run.
@@ -73,7 +73,7 @@ class AdapterSlots:
         return False
 
     def acquire(self, key: int) -> int:
-        """A request begins to run: the slot of its adapter, which is put there if need be (0 for the base model)."""
+        """A request begins to run: its adapter's slot, into which it is put if need be (0: the base model)."""
         if not key:
             return 0
         self._waiting_since.pop(key, None)

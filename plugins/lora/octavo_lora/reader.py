@@ -108,7 +108,8 @@ class AdapterReader:
             return (
                 "Adapters of the embedding and of the output head are not supported, only those of linear layers."
             )
-        return f"The base model has no such linear layer: was it made for another model?{nearest(module, self._places)}"
+        close = nearest(module, self._places)
+        return f"The base model has no such linear layer: was it made for another model?{close}"
 
     def _check(self, file: Any, names: Mapping[str, Mapping[str, str]], settings: Settings, weights: Path) -> None:
         for module, roles in names.items():
@@ -131,7 +132,8 @@ class AdapterReader:
                     )
                 if view.get_dtype() not in _FLOATS:
                     raise CheckpointError(
-                        f"{weights}: {name!r} is stored as {view.get_dtype()}; it must be one of {', '.join(_FLOATS)}."
+                        f"{weights}: {name!r} is stored as {view.get_dtype()}; "
+                        f"it must be one of {', '.join(_FLOATS)}."
                     )
 
     def _load(

@@ -65,12 +65,12 @@ class Settings:
 
     def rank_of(self, module: str) -> int:
         """The rank that the settings give a module."""
-        return _matching(self.rank_pattern, module, self.rank)
+        return int(_matching(self.rank_pattern, module, self.rank))
 
     def scale_of(self, module: str) -> float:
         """What the module's low-rank product is multiplied by."""
         rank, alpha = self.rank_of(module), _matching(self.alpha_pattern, module, self.alpha)
-        return alpha / math.sqrt(rank) if self.rslora else alpha / rank
+        return float(alpha / math.sqrt(rank) if self.rslora else alpha / rank)
 
     def canonical(self) -> str:
         """The same text for the same settings."""

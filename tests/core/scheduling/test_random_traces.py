@@ -15,8 +15,8 @@ from octavo.cache.blocks import BlockPool
 from octavo.cache.prefix import extend, root_hash
 from octavo.errors import OverloadedError, RequestError
 from octavo.params import SamplingParams
-from octavo.scheduling.policies import FcfsPolicy, PriorityPolicy
 from octavo.scheduling.adapters import AdapterSlots
+from octavo.scheduling.policies import FcfsPolicy, PriorityPolicy
 from octavo.scheduling.request import Request
 from octavo.scheduling.scheduler import Scheduler
 from octavo.testing.simulated import VOCABULARY, SimulatedExecutor, expected_answer

@@ -91,7 +91,8 @@ def test_equal_adapters_share_blocks_under_two_names(adapters, make_llm):
 
 
 def test_engine_without_lora_has_no_hook(base):
-    from octavo import LLM, NotFoundError
+    from octavo import LLM
+    from octavo.errors import NotFoundError
 
     with LLM(str(base), cache={"blocks": 20}) as llm:
         assert llm.adapters() == []
