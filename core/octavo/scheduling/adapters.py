@@ -34,7 +34,7 @@ class AdapterSlots:
         self._pinned: set[int] = set()
         self._retired: set[int] = set()
         self._waiting_since: dict[int, int] = {}  # step in which a key was first found without a slot
-        self._closed_in = 0  # number of the step in which no more slots are given out
+        self._step, self._closed = 0, False  # the round of admissions; whether slots are given out no more in it
 
     def __len__(self) -> int:
         """Slots with an adapter in them."""
@@ -60,16 +60,19 @@ class AdapterSlots:
             if key in self._retired:
                 self._drop(key)
 
-    def admits(self, key: int, step: int) -> bool:
-        """Whether a request may run in step ``step``. Ask in the order in which requests should be served."""
+    def begin(self, step: int) -> None:
+        """A round of admissions for a step. There may be several for one number, as a step can come to nothing."""
+        self._step, self._closed = step, False
+
+    def admits(self, key: int) -> bool:
+        """Whether a request may run now. Ask in the order in which requests should be served."""
         if not key:
             return True
-        if self._closed_in == step:
+        if self._closed:
             return False
         if key in self._slots or self._free or self._idle() is not None:
             return True
-        if step - self._waiting_since.setdefault(key, step) >= PATIENCE:
-            self._closed_in = step
+        self._closed = self._step - self._waiting_since.setdefault(key, self._step) >= PATIENCE
         return False
 
     def acquire(self, key: int) -> int:

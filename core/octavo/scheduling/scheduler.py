@@ -201,10 +201,11 @@ class Scheduler:
             return  # whoever came would need a block
         if not self._prompt_budget(step):
             return
+        ledger.adapters.begin(step.number)
         waiting = tuple(ledger.waiting)
         for index in self._policy.order(waiting, self._load()):
             request = waiting[index]
-            if request.pending or not ledger.adapters.admits(request.adapter_key, step.number):
+            if request.pending or not ledger.adapters.admits(request.adapter_key):
                 continue
             if not self._start(request, step) or not step.prompt_left or not ledger.free_rows:
                 return
