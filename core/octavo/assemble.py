@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 class Resolved:
     """A decided engine.
 
-    Keys of ``choices``: ``loader``, ``architecture``, ``quantization``, ``attention``, ``policy``, ``executor``,
-    ``ops.NAME``, ``logits_processors.N``, ``api.N``. A slot that is empty on purpose (``quantization`` of an
-    unquantised model, an operation left to torch) is in ``absent`` instead.
+    Keys of ``choices``: ``loader``, ``architecture``, ``quantization``, ``attention``, ``lora``, ``policy``,
+    ``executor``, ``ops.NAME``, ``logits_processors.N``, ``api.N``. A slot that is empty on purpose
+    (``quantization`` of an unquantised model, an operation left to torch) is in ``absent`` instead.
     """
 
     config: LaunchConfig

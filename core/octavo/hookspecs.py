@@ -68,6 +68,12 @@ def octavo_scheduling_policies() -> Iterable[records.PolicyRecord]:
 
 
 @hookspec
+def octavo_lora_backends() -> Iterable[records.LoraRecord]:
+    """Contribute ways of serving LoRA adapters. One is used where the configuration has a ``lora`` section."""
+    return ()
+
+
+@hookspec
 def octavo_logits_processors() -> Iterable[records.LogitsProcessorRecord]:
     """Contribute changes to logits before sampling. Active where the configuration lists them."""
     return ()

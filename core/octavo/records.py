@@ -130,6 +130,13 @@ class AttentionRecord(Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LoraRecord(Record):
+    """``build`` returns a :class:`octavo.contracts.lora.LoraBackend`."""
+
+    graph_safe: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class OpRecord(Record):
     """Another implementation of one operation of :mod:`octavo.ops`; ``op`` is its name there."""
 

@@ -42,6 +42,9 @@ def choose_all(config: LaunchConfig, host: PluginHost, ctx: Context) -> tuple[Ch
     else:
         choices["quantization"] = scheme
     choices |= _plain_slots(config, host, ctx)
+    if config.lora is None:
+        offered = candidates(host.lora_backends(), ctx)
+        absent["lora"] = Absent("none", "the configuration has no lora section", offered)
     _ops(config, host, ctx, choices, absent)
     return choices, absent
 
@@ -53,6 +56,8 @@ def _plain_slots(config: LaunchConfig, host: PluginHost, ctx: Context) -> Choice
         ("policy", "scheduler", config.scheduler),
         ("executor", "executor", config.executor),
     ]
+    if config.lora is not None:
+        wanted.append(("lora", "lora", config.lora))
     for slot in ("logits_processors", "api"):
         wanted += [(f"{slot}.{i}", f"{slot}.{i}", section) for i, section in enumerate(getattr(config, slot))]
     choices: Choices = {}

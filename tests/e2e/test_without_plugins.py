@@ -32,6 +32,7 @@ WHERE = {
     "attention": lambda name: {"attention": name},
     "quantization": lambda name: {"quantization": name},
     "ops": lambda name: {"ops": {"prefer": [name.partition("/")[2]]}},
+    "lora": lambda name: {"lora": name},
     "policy": lambda name: {"scheduler": name},
     "logits_processors": lambda name: {"logits_processors": [name]},
     "executor": lambda name: {"executor": name},

@@ -19,6 +19,7 @@ SINGLE: Final = {
     "scheduler": "policy",
     "attention": "attention",
     "quantization": "quantization",
+    "lora": "lora",
     "executor": "executor",
 }
 """Sections that choose one record, and the slot they choose from."""
@@ -38,11 +39,14 @@ def bind(config: LaunchConfig, host: PluginHost) -> LaunchConfig:
         "model": _bind(config.model, host, BY_KEY["loader"], "model", "loader", "loader_options")
     }
     for name, key in SINGLE.items():
-        changed[name] = _bind(getattr(config, name), host, BY_KEY[key], name)
+        section = getattr(config, name)
+        if section is not None:
+            changed[name] = _bind(section, host, BY_KEY[key], name)
     for name, key in LISTS.items():
         items = getattr(config, name)
         changed[name] = [_bind(item, host, BY_KEY[key], f"{name}.{i}", listed=True) for i, item in enumerate(items)]
     _check_twice(changed["logits_processors"])
+    _check_adapters(config)
     for name, key in PREFERRING.items():
         slot = BY_KEY[key]
         for index, preferred in enumerate(getattr(config, name).prefer):
@@ -119,6 +123,14 @@ def _unknown(host: PluginHost, slot: Slot, name: str, path: str) -> ConfigError:
 
 def _names(host: PluginHost, slot: Slot) -> list[str]:
     return list(dict.fromkeys(contribution.record.name for contribution in host.contributions(slot.key)))
+
+
+def _check_adapters(config: LaunchConfig) -> None:
+    seen = set()
+    for index, adapter in enumerate(config.lora.adapters if config.lora else ()):
+        if adapter.name in seen:
+            raise ConfigError(f"{adapter.name!r} is listed twice.", f"lora.adapters.{index}.name")
+        seen.add(adapter.name)
 
 
 def _check_twice(sections: Sequence[Any]) -> None:

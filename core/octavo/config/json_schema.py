@@ -13,6 +13,7 @@ _DEFINITIONS: Final = {
     "scheduler": "SchedulerSection",
     "attention": "AttentionSection",
     "quantization": "QuantizationSection",
+    "lora": "LoraSection",
     "executor": "ExecutorSection",
     "logits_processors": "ProcessorSection",
     "api": "ApiSection",
@@ -66,7 +67,7 @@ def _allow_short_forms(schema: dict[str, Any]) -> None:
     """``attention: torch`` for ``attention: {use: torch}``, and the same for items of a list."""
     for name in SINGLE:
         section = schema["properties"][name]
-        full = section.pop("$ref")
+        full = section.pop("$ref", None) or section.pop("anyOf")[0]["$ref"]  # a section may be absent
         definition = schema["$defs"][full.rpartition("/")[2]]
         section["anyOf"] = [{"$ref": full}, {"enum": definition["properties"]["use"]["enum"]}]
     for name in LISTS:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, SecretBytes, SecretStr
 from pydantic_core import to_jsonable_python
 
 from octavo.config.schema import (
+    AdapterSection,
     CacheSection,
     ModelSection,
     Options,
@@ -54,6 +55,14 @@ class OpsSection(Section):
     )
 
 
+class LoraSection(Section):
+    """LoRA adapters. Without this section there are none, and they cost nothing."""
+
+    use: Use = Field(default="auto", description="LoRA backend; `auto`: the best that works here.")
+    options: Options = Field(default={}, description="Options of the backend that `use` names.")
+    adapters: list[AdapterSection] = Field(default=[], description="Adapters that are there from the start.")
+
+
 class ProcessorSection(Section):
     """One logits processor that requests may use."""
 
@@ -87,6 +96,7 @@ class LaunchConfig(Section):
         default=QuantizationSection(), description="How the weights of linear layers are stored."
     )
     ops: OpsSection = Field(default=OpsSection(), description="Fused operations.")
+    lora: LoraSection | None = Field(default=None, description="LoRA adapters; absent: none.")
     logits_processors: list[ProcessorSection] = Field(
         default=[], description="Changes to logits before sampling, in the order they are applied."
     )

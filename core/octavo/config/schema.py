@@ -118,5 +118,6 @@ class ParallelSection(Section):
 class AdapterSection(Section):
     """A LoRA adapter that is known from the start."""
 
-    name: str
-    path: str
+    name: str = Field(min_length=1, max_length=256, description="The `model` that clients ask for.")
+    path: str = Field(description="A PEFT adapter folder.")
+    pinned: bool = Field(default=False, description="Keep it on the device, whatever else is asked for.")

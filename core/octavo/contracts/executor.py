@@ -37,6 +37,7 @@ class StepPlan(msgspec.Struct, array_like=True):
     positions: list[int]  # first position that each row computes
     counts: list[int]  # tokens that each row computes
     samples: list[bool]  # whether a token is sampled after the row's last position
+    adapters: list[tuple[int, int]] = []  # (slot, adapter key or 0 for none): slots change before the step
 
     @property
     def num_tokens(self) -> int:

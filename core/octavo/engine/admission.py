@@ -56,13 +56,13 @@ class Admission:
         *,
         seed: int,
         select_adapter: SelectAdapter | None = None,
-        adapters: Sequence[str] = (),
+        adapters: Collection[str] = (),
     ) -> None:
         self._tokenizer = tokenizer
         self._limits = limits
         self._seeds = random.Random(seed)
         self._select_adapter = select_adapter
-        self._adapters = tuple(adapters)
+        self._adapters = adapters  # a live view: they come and go
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Tokenise; text that can't fit is refused before the tokenizer sees it."""
@@ -166,7 +166,7 @@ class Admission:
     def _adapter(self, wanted: str | None, arrival: Arrival) -> str | None:
         chosen = wanted
         if chosen is None and self._select_adapter is not None:
-            chosen = self._select_adapter(arrival, self._adapters)
+            chosen = self._select_adapter(arrival, tuple(self._adapters))
         if chosen is not None and chosen not in self._adapters:
             raise NotFoundError(
                 f"there is no adapter {chosen!r} here.{nearest(chosen, self._adapters)}",

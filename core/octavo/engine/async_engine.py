@@ -6,14 +6,17 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from octavo.config.launch import LaunchConfig
 from octavo.contracts.api import Arrival, Delta, EngineStats, Health, ServedModel
+from octavo.contracts.lora import ServedAdapter
+from octavo.engine.failures import restore
 from octavo.engine.frontend import ConfigArgument, Frontend, ModelArgument, launch
 from octavo.engine.links import Link, ThreadLink
-from octavo.engine.messages import Abort, Ready, ResetPrefixCache
+from octavo.engine.messages import Abort, AdapterReply, LoadAdapter, Ready, ResetPrefixCache, UnloadAdapter
 from octavo.engine.observers import Observers
 from octavo.engine.process_link import ProcessLink
 from octavo.engine.receiver import News, Receiver
@@ -67,6 +70,8 @@ class AsyncEngine:
         self.link: Link = _thread_link(config, host) if inline else ProcessLink(host.lock(), config.to_mapping())
         self._frontend: Frontend | None = None
         self._streams: dict[int, Stream] = {}
+        self._asked: dict[int, asyncio.Future[AdapterReply]] = {}
+        self._adapter_times: dict[str, int] = {}
         self._receiver: Receiver | None = None
         self._observers = Observers(host)
         self._pool = ThreadPoolExecutor(_TEXT_THREADS, thread_name_prefix="octavo-text")
@@ -200,6 +205,24 @@ class AsyncEngine:
         self._serving()
         self.link.send(ResetPrefixCache())
 
+    async def load_adapter(self, name: str, path: str | Path, *, pinned: bool = False) -> ServedAdapter:
+        """Serve the PEFT adapter in the folder ``path`` as ``name``, in place of an earlier one of that name.
+
+        Requests that began with the earlier one end with it. ``pinned`` keeps the adapter on the device. Raises
+        :class:`RequestError` naming the tensor or setting that is wrong, and :class:`NotFoundError` when nothing
+        is there.
+        """
+        reply = await self._ask(self._serving().load_adapter(name, path, pinned))
+        assert reply.served is not None
+        return reply.served
+
+    async def unload_adapter(self, name: str) -> None:
+        """Take no more requests for an adapter, and wait until those that there are have ended.
+
+        Raises :class:`NotFoundError`.
+        """
+        await self._ask(self._serving().unload_adapter(name))
+
     @property
     def model_name(self) -> str:
         """The name shown to clients."""
@@ -226,9 +249,14 @@ class AsyncEngine:
         return self._loaded.default_sampling
 
     def models(self) -> list[ServedModel]:
-        """The base model; adapters will follow it."""
-        profile = self._loaded.profile
-        return [ServedModel(profile.name, profile.path, None, self.max_length, self._created)]
+        """The base model, and the adapters over it."""
+        profile, length = self._loaded.profile, self.max_length
+        base = ServedModel(profile.name, profile.path, None, length, self._created)
+        adapters = [
+            ServedModel(one.name, one.path, profile.name, length, self._adapter_times.get(one.name, self._created))
+            for one in self._loaded.adapters.values()
+        ]
+        return [base, *adapters]
 
     def stats(self) -> EngineStats:
         """As of the last beat, a quarter of a second ago at most."""
@@ -265,6 +293,28 @@ class AsyncEngine:
         if len(self._streams) + count > self._capacity:
             raise OverloadedError(f"{len(self._streams)} answers are being worked on, the most that is allowed.")
 
+    async def _ask(self, message: LoadAdapter | UnloadAdapter) -> AdapterReply:
+        """Send a message about an adapter and wait for the answer to it."""
+        future: asyncio.Future[AdapterReply] = asyncio.get_running_loop().create_future()
+        self._asked[message.ticket] = future
+        try:
+            self.link.send(message)
+            reply = await future
+        finally:
+            self._asked.pop(message.ticket, None)
+        if reply.failure is not None:
+            raise restore(reply.failure)
+        return reply
+
+    def _note_adapter(self, reply: AdapterReply) -> None:
+        """Also when nobody waits for it any more: the engine has loaded it all the same."""
+        self._loaded.note_adapter(reply)
+        if reply.served is not None:
+            self._adapter_times[reply.name] = int(time.time())
+        future = self._asked.get(reply.ticket)
+        if future is not None and not future.done():
+            future.set_result(reply)
+
     def _forget(self, stream: Stream) -> None:
         """The consumer is done with it: what still runs is aborted, observers are told."""
         for answer_id in stream.answers.ids:
@@ -282,6 +332,8 @@ class AsyncEngine:
             stream.fail(error)
         if news.aborts and self._death is None:
             self.link.send(Abort(news.aborts))
+        for reply in news.adapters:
+            self._note_adapter(reply)
         if news.stats is not None:
             self._stats, self._beat_at = news.stats, time.monotonic()
         if news.ready is not None and self._ready is not None and not self._ready.done():
@@ -297,6 +349,9 @@ class AsyncEngine:
         self._death = str(error)
         for stream in {id(stream): stream for stream in self._streams.values()}.values():
             stream.fail(EngineDeadError(self._death))
+        for future in self._asked.values():
+            if not future.done():
+                future.set_exception(EngineDeadError(self._death))
         if self._ready is not None and not self._ready.done():
             self._ready.set_exception(error)
             self._ready.exception()  # the caller of ``start`` may have gone

@@ -11,9 +11,10 @@ from octavo.assemble import Resolved, build_executor, build_policy, rebuild
 from octavo.cache.blocks import BlockPool
 from octavo.cache.prefix import root_hash
 from octavo.config.launch import LaunchConfig
+from octavo.engine.adapters import build_adapters
 from octavo.engine.core import EngineCore
 from octavo.engine.messages import Ready
-from octavo.errors import ConfigError, NotFoundError
+from octavo.errors import ConfigError
 from octavo.params import SamplingParams
 from octavo.plugins.report import PluginLock
 from octavo.records import Context
@@ -45,6 +46,9 @@ def build_core(resolved: Resolved) -> EngineCore:
     config, context = resolved.config, resolved.context
     executor = build_executor(resolved)
     try:
+        adapters = slots = None
+        if config.lora is not None:
+            adapters, slots = build_adapters(executor, resolved.choices["executor"].name, config.lora.adapters)
         pool = BlockPool(executor.num_blocks)
         max_length = _max_length(config, context, pool.total * context.block_size)
         scheduler = Scheduler(
@@ -57,16 +61,15 @@ def build_core(resolved: Resolved) -> EngineCore:
             max_length=max_length,
             max_queue=config.scheduler.max_queue,
             prefix_caching=config.cache.prefix_caching,
+            adapters=slots,
         )
         processors = resolved.build_processors()
     except BaseException:
         executor.stop()
         raise
 
-    def root(adapter: str | None, cache_salt: str | None) -> bytes:
-        if adapter is not None:
-            raise NotFoundError(f"there is no adapter {adapter!r} in this engine.", param="model")
-        return root_hash(context.model.digest, context.kv_dtype, None, cache_salt)
+    def root(adapter_digest: str | None, cache_salt: str | None) -> bytes:
+        return root_hash(context.model.digest, context.kv_dtype, adapter_digest, cache_salt)
 
     def validate(params: SamplingParams) -> None:
         for processor in processors:
@@ -79,8 +82,11 @@ def build_core(resolved: Resolved) -> EngineCore:
         max_queue=config.scheduler.max_queue,
         processors=[choice.name for choice in resolved.processors],
         uses_priority=resolved.choices["policy"].record.uses_priority,
+        adapters=None if adapters is None else adapters.listing(),
     )
-    return EngineCore(scheduler=scheduler, executor=executor, ready=ready, root=root, validate=validate)
+    return EngineCore(
+        scheduler=scheduler, executor=executor, ready=ready, root=root, validate=validate, adapters=adapters
+    )
 
 
 def _max_length(config: LaunchConfig, context: Context, capacity: int) -> int:

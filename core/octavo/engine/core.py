@@ -19,13 +19,16 @@ import msgspec
 
 from octavo.contracts.api import EngineStats
 from octavo.contracts.executor import Executor, PendingStep, RowLogprobs
+from octavo.engine.adapters import Adapters
 from octavo.engine.failures import describe
 from octavo.engine.messages import (
     SEED_MASK,
     Abort,
+    AdapterReply,
     Beat,
     Fatal,
     FromEngine,
+    LoadAdapter,
     Output,
     Outputs,
     Ready,
@@ -35,8 +38,9 @@ from octavo.engine.messages import (
     Submit,
     ToEngine,
     TokenScore,
+    UnloadAdapter,
 )
-from octavo.errors import EngineDeadError, RequestError
+from octavo.errors import EngineDeadError, NotFoundError, RequestError
 from octavo.params import SamplingParams
 from octavo.scheduling.request import Request
 from octavo.scheduling.scheduler import Scheduler
@@ -47,7 +51,7 @@ _BLOCKED_SECONDS: Final = 0.005  # between attempts while a policy holds all req
 _log = logging.getLogger("octavo.engine")
 
 RootHash = Callable[[str | None, str | None], bytes]
-"""Adapter name and cache salt to the root of the prefix chain; :class:`NotFoundError` for unknown adapters."""
+"""Digest of the adapter's contents and cache salt to the root of the prefix chain."""
 
 
 class Channel(Protocol):
@@ -76,6 +80,7 @@ class EngineCore:
         root: RootHash,
         validate: Callable[[SamplingParams], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        adapters: Adapters | None = None,
     ) -> None:
         self.ready = ready
         self.failure: Exception | None = None
@@ -84,6 +89,7 @@ class EngineCore:
         self._root = root
         self._validate = validate
         self._clock = clock
+        self._adapters = adapters
         self._flying: deque[tuple[Scheduled, PendingStep]] = deque()
         self._outbox: list[FromEngine] = []
         self._scheduled_at: dict[int, float] = {}
@@ -95,6 +101,8 @@ class EngineCore:
     def patience(self) -> float:
         """Seconds for which the loop may wait for a message."""
         if self._blocked:
+            return _BLOCKED_SECONDS
+        if self._adapters is not None and self._adapters.busy and not self.busy:
             return _BLOCKED_SECONDS
         return 0.0 if self._flying or self._scheduler.has_work else BEAT_SECONDS
 
@@ -141,6 +149,8 @@ class EngineCore:
                         self._scheduled_at.pop(request_id, None)
                 case ResetPrefixCache():
                     self._scheduler.reset_prefix_cache()
+                case LoadAdapter() | UnloadAdapter():
+                    self._change_adapters(message)
                 case Stop():
                     pass  # the loop's business
         except Exception as error:
@@ -165,6 +175,8 @@ class EngineCore:
 
     def stop(self) -> None:
         """Free what the executor holds."""
+        if self._adapters is not None:
+            self._adapters.stop()
         try:
             self._executor.stop()
         except Exception:
@@ -183,6 +195,8 @@ class EngineCore:
         if self._flying and (scheduled is None or len(self._flying) > self._executor.depth):
             done, pending = self._flying.popleft()
             self._report(self._scheduler.update(done, pending.result()))
+        if self._adapters is not None and self._adapters.busy:
+            self._outbox += self._adapters.poll()
         self._blocked = scheduled is None and not self._flying and self._scheduler.has_work
         self._keep_time(idle=scheduled is None and not self.busy)
 
@@ -230,15 +244,34 @@ class EngineCore:
         added: list[int] = []
         try:
             self.check(submit)
-            root = self._root(submit.adapter, submit.cache_salt)
+            key, digest = self._adapter(submit.adapter)
+            root = self._root(digest, submit.cache_salt)
             for index in range(submit.params.n):
-                request = _request(submit, index, root)
+                request = _request(submit, index, root, key)
                 self._scheduler.add(request)
                 added.append(request.id)
         except Exception as error:
             for request_id in added:
                 self._scheduler.abort(request_id)
             self._outbox.append(Rejected(submit.id, describe(_refusal(error))))
+
+    def _adapter(self, name: str | None) -> tuple[int, str | None]:
+        """Key and digest of the adapter that a request names."""
+        if name is None:
+            return 0, None
+        if self._adapters is None:
+            raise NotFoundError(f"there is no adapter {name!r} in this engine: it serves none.", param="model")
+        key, adapter = self._adapters.find(name)
+        return key, adapter.digest
+
+    def _change_adapters(self, message: LoadAdapter | UnloadAdapter) -> None:
+        if self._adapters is None:
+            error = RequestError("this engine serves no adapters: its configuration has no lora section.")
+            self._outbox.append(AdapterReply(message.ticket, message.name, None, describe(error)))
+        elif isinstance(message, LoadAdapter):
+            self._adapters.load(message)
+        else:
+            self._adapters.unload(message)
 
 
 def serve(core: EngineCore, channel: Channel) -> None:
@@ -255,7 +288,7 @@ def serve(core: EngineCore, channel: Channel) -> None:
         core.stop()
 
 
-def _request(submit: Submit, index: int, root: bytes) -> Request:
+def _request(submit: Submit, index: int, root: bytes, adapter_key: int) -> Request:
     params = submit.params
     if index and params.prompt_logprobs is not None:  # the answers share their prompt: one of them scores it
         params = msgspec.structs.replace(params, prompt_logprobs=None)
@@ -268,6 +301,7 @@ def _request(submit: Submit, index: int, root: bytes) -> Request:
         priority=submit.priority,
         arrival=submit.arrival,
         adapter=submit.adapter,
+        adapter_key=adapter_key,
         stop_ids=frozenset(submit.stop_ids),
         eos_ids=frozenset(submit.eos_ids),
         seed=(submit.seed + index) & SEED_MASK,

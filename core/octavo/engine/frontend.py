@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -12,11 +13,12 @@ from octavo.config.compose import load_launch
 from octavo.config.launch import LaunchConfig
 from octavo.config.reading import read_file
 from octavo.contracts.api import Arrival
+from octavo.contracts.lora import ServedAdapter
 from octavo.engine.admission import Admission, Limits, check_token_ids
 from octavo.engine.answers import Answers
-from octavo.engine.messages import Ready, Submit
+from octavo.engine.messages import AdapterReply, LoadAdapter, Ready, Submit, UnloadAdapter
 from octavo.engine.tokenizer import NoTokenizerError, Tokenizer, load_tokenizer
-from octavo.errors import ConfigError, RequestError
+from octavo.errors import ConfigError, NotFoundError, RequestError, nearest
 from octavo.loading.profile import read_profile
 from octavo.params import SamplingParams
 from octavo.plugins.host import PluginHost
@@ -25,6 +27,7 @@ from octavo.records import ModelProfile
 ModelArgument = str | Path | Mapping[str, Any] | None
 ConfigArgument = str | Path | Mapping[str, Any] | None
 _GENERATION: Final = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+MAX_ADAPTER_NAME: Final = 256
 _log = logging.getLogger("octavo.engine")
 
 
@@ -59,6 +62,9 @@ class Frontend:
         self.default_sampling = _default_sampling(self.profile)
         self._longest_token = _longest_token(self.tokenizer)
         self._admission: Admission | None = None
+        self.adapters: dict[str, ServedAdapter] = {}
+        self._tickets = itertools.count(1)
+        self._unloaded: dict[str, int] = {}  # ticket of the last unloading of a name
         self._next_id = 1
         self._labels = itertools.count(1)
 
@@ -72,6 +78,7 @@ class Frontend:
     def open(self, ready: Ready) -> None:
         """The engine is ready."""
         self.max_length = ready.max_length
+        self.adapters.update({adapter.name: adapter for adapter in ready.adapters or ()})
         self._admission = Admission(
             self.tokenizer,
             Limits(
@@ -83,7 +90,32 @@ class Frontend:
             ),
             seed=self.config.model.seed,
             select_adapter=self.host.select_adapter if self.host.selects_adapters else None,
+            adapters=self.adapters,
         )
+
+    def load_adapter(self, name: str, path: str | Path, pinned: bool) -> LoadAdapter:
+        """The message to send; refuses a name that can't be served."""
+        if not isinstance(name, str) or not 0 < len(name) <= MAX_ADAPTER_NAME or not name.isprintable():
+            raise RequestError(
+                f"an adapter's name must be text of 1 to {MAX_ADAPTER_NAME} printable characters.", param="name"
+            )
+        if name == self.profile.name:
+            raise RequestError(f"{name!r} is the base model; give the adapter another name.", param="name")
+        return LoadAdapter(next(self._tickets), name, os.path.abspath(path), bool(pinned))
+
+    def unload_adapter(self, name: str) -> UnloadAdapter:
+        """The message to send. The name is gone at once for new requests."""
+        if self.adapters.pop(name, None) is None:
+            raise NotFoundError(f"there is no adapter {name!r} here.{nearest(name, self.adapters)}", param="name")
+        ticket = self._unloaded[name] = next(self._tickets)
+        return UnloadAdapter(ticket, name)
+
+    def note_adapter(self, reply: AdapterReply) -> None:
+        """An adapter has come into use, unless it was unloaded while the answer was on its way."""
+        if self._unloaded.get(reply.name) == reply.ticket:
+            del self._unloaded[reply.name]  # nothing older is on its way any more
+        elif reply.served is not None and reply.ticket > self._unloaded.get(reply.name, 0):
+            self.adapters[reply.name] = reply.served
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids; refuses text that can't fit before tokenising it."""

@@ -9,18 +9,31 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from tqdm import tqdm
 
 from octavo.assemble import resolve
 from octavo.contracts.api import Delta, EngineStats
+from octavo.contracts.lora import ServedAdapter
 from octavo.engine.answers import Answers
 from octavo.engine.boot import build_core
 from octavo.engine.failures import restore
 from octavo.engine.frontend import ConfigArgument, Frontend, ModelArgument, launch
-from octavo.engine.messages import Abort, Fatal, FromEngine, Outputs, Rejected, ResetPrefixCache, Submit
+from octavo.engine.messages import (
+    Abort,
+    AdapterReply,
+    Fatal,
+    FromEngine,
+    LoadAdapter,
+    Outputs,
+    Rejected,
+    ResetPrefixCache,
+    Submit,
+    UnloadAdapter,
+)
 from octavo.engine.observers import Observers
 from octavo.engine.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from octavo.errors import EngineDeadError, RequestError
@@ -31,6 +44,8 @@ if TYPE_CHECKING:
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
+AdapterNames = str | Sequence[str | None] | None
+_POLL_SECONDS: Final = 0.001
 Params = SamplingParams | Sequence[SamplingParams] | None
 
 
@@ -83,15 +98,21 @@ class LLM:
         return dict(self._frontend.default_sampling)
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: Params = None, *, use_tqdm: bool = False
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: Params = None,
+        *,
+        use_tqdm: bool = False,
+        adapter: AdapterNames = None,
     ) -> list[RequestOutput]:
         """Answer prompts, each text or token ids; one output a prompt, in order.
 
         ``params`` are for all prompts, or one for each; without, the checkpoint's defaults and 16 tokens.
+        ``adapter`` names a LoRA adapter, likewise; ``None`` is the base model.
         Raises :class:`RequestError` for any of the prompts before work on the first begins.
         """
         chosen = params if params is not None else SamplingParams(**self.default_sampling)
-        return self._answer([(prompt, True) for prompt in _prompts(prompts)], chosen, use_tqdm)
+        return self._answer([(prompt, True) for prompt in _prompts(prompts)], chosen, use_tqdm, adapter)
 
     def chat(
         self,
@@ -103,6 +124,7 @@ class LLM:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         template_options: Mapping[str, Any] | None = None,
+        adapter: AdapterNames = None,
     ) -> list[RequestOutput]:
         """Answer a conversation, or several: lists of ``{"role": …, "content": …}``.
 
@@ -119,7 +141,7 @@ class LLM:
             )
             for conversation in _conversations(messages)
         ]
-        return self._answer([(prompt, False) for prompt in prompts], chosen, use_tqdm)
+        return self._answer([(prompt, False) for prompt in prompts], chosen, use_tqdm, adapter)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text."""
@@ -143,6 +165,24 @@ class LLM:
         """Forget cached blocks."""
         self._core.handle(ResetPrefixCache())
 
+    def adapters(self) -> list[ServedAdapter]:
+        """The LoRA adapters that may be named."""
+        return list(self._frontend.adapters.values())
+
+    def load_adapter(self, name: str, path: str | Path, *, pinned: bool = False) -> ServedAdapter:
+        """Serve the PEFT adapter in the folder ``path`` as ``name``, in place of an earlier one of that name.
+
+        ``pinned`` keeps it on the device. Raises :class:`RequestError` naming the tensor or setting that is wrong,
+        and :class:`NotFoundError` when nothing is there.
+        """
+        reply = self._ask(self._frontend.load_adapter(name, path, pinned))
+        assert reply.served is not None
+        return reply.served
+
+    def unload_adapter(self, name: str) -> None:
+        """Serve an adapter no longer. Raises :class:`NotFoundError`."""
+        self._ask(self._frontend.unload_adapter(name))
+
     def close(self) -> None:
         """Free the model and its cache. The engine is of no use afterwards."""
         if not self._closed:
@@ -160,22 +200,45 @@ class LLM:
         self.close()
 
     def _answer(
-        self, prompts: Sequence[tuple[Prompt, bool]], params: SamplingParams | Sequence[SamplingParams], bar: bool
+        self,
+        prompts: Sequence[tuple[Prompt, bool]],
+        params: SamplingParams | Sequence[SamplingParams],
+        bar: bool,
+        adapter: AdapterNames,
     ) -> list[RequestOutput]:
-        if self._closed:
-            raise EngineDeadError("this engine has been closed.")
-        if self._core.failure is not None:
-            raise EngineDeadError(f"the engine has ended: {self._core.failure}") from self._core.failure
-        each = _params_for(params, len(prompts))
+        self._check_alive()
+        each = zip(prompts, _params_for(params, len(prompts)), _adapters_for(adapter, len(prompts)), strict=True)
         with self._turn:
-            jobs = [self._admit(*prompt, wanted) for prompt, wanted in zip(prompts, each, strict=True)]
+            jobs = [self._admit(*prompt, wanted, name) for prompt, wanted, name in each]
             with tqdm(total=len(jobs), unit="prompt", disable=not bar) as progress, _polite_interrupts() as check:
                 self._run(jobs, progress.update, check)
         return [job.output for job in jobs]
 
-    def _admit(self, prompt: Prompt, add_special_tokens: bool, params: SamplingParams) -> _Job:
+    def _check_alive(self) -> None:
+        if self._closed:
+            raise EngineDeadError("this engine has been closed.")
+        if self._core.failure is not None:
+            raise EngineDeadError(f"the engine has ended: {self._core.failure}") from self._core.failure
+
+    def _ask(self, message: LoadAdapter | UnloadAdapter) -> AdapterReply:
+        """Send a message about an adapter and wait for the answer to it."""
+        self._check_alive()
+        with self._turn:
+            self._core.handle(message)
+            while True:
+                for answer in self._core.step():
+                    if isinstance(answer, Fatal):
+                        raise EngineDeadError(f"the engine has ended: {answer.failure.message}")
+                    if isinstance(answer, AdapterReply) and answer.ticket == message.ticket:
+                        self._frontend.note_adapter(answer)
+                        if answer.failure is not None:
+                            raise restore(answer.failure)
+                        return answer
+                time.sleep(_POLL_SECONDS)
+
+    def _admit(self, prompt: Prompt, add_special_tokens: bool, params: SamplingParams, adapter: str | None) -> _Job:
         prompt_ids, bad_word_ids = self._frontend.admission.prepare(prompt, params, add_special_tokens)
-        submit, answers = self._frontend.submit(prompt_ids, bad_word_ids, params)
+        submit, answers = self._frontend.submit(prompt_ids, bad_word_ids, params, adapter=adapter)
         self._core.check(submit)
         outputs = [CompletionOutput(index, "", []) for index in range(params.n)]
         text = prompt if isinstance(prompt, str) else None
@@ -259,6 +322,13 @@ def _params_for(params: SamplingParams | Sequence[SamplingParams], count: int) -
     each = [params] * count if isinstance(params, SamplingParams) else list(params)
     if len(each) != count:
         raise RequestError(f"there are {count} prompts and {len(each)} sampling parameters.", param="params")
+    return each
+
+
+def _adapters_for(adapter: AdapterNames, count: int) -> list[str | None]:
+    each = [adapter] * count if adapter is None or isinstance(adapter, str) else list(adapter)
+    if len(each) != count:
+        raise RequestError(f"there are {count} prompts and {len(each)} adapters.", param="adapter")
     return each
 
 

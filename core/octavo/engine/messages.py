@@ -11,6 +11,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from octavo.contracts.api import EngineStats
+from octavo.contracts.lora import ServedAdapter
 from octavo.engine.failures import Failure
 from octavo.params import SamplingParams
 from octavo.records import Context
@@ -48,6 +49,22 @@ class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
 
 class ResetPrefixCache(msgspec.Struct, frozen=True, array_like=True, tag="reset_prefix_cache"):
     """Forget cached blocks that no request uses."""
+
+
+class LoadAdapter(msgspec.Struct, frozen=True, array_like=True, tag="load_adapter"):
+    """Serve the adapter at ``path`` under ``name``, in place of one of that name. Answered by ``ticket``."""
+
+    ticket: int
+    name: str
+    path: str
+    pinned: bool
+
+
+class UnloadAdapter(msgspec.Struct, frozen=True, array_like=True, tag="unload_adapter"):
+    """Take no more requests for an adapter. Answered by ``ticket`` when the last of them has ended."""
+
+    ticket: int
+    name: str
 
 
 class Stop(msgspec.Struct, frozen=True, array_like=True, tag="stop"):
@@ -112,6 +129,16 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
     max_queue: int
     processors: list[str]
     uses_priority: bool = False
+    adapters: list[ServedAdapter] | None = None  # None: this engine takes none
+
+
+class AdapterReply(msgspec.Struct, frozen=True, array_like=True, tag="adapter_reply"):
+    """What became of a request to load or unload an adapter: ``served`` after loading, ``failure`` if it failed."""
+
+    ticket: int
+    name: str
+    served: ServedAdapter | None
+    failure: Failure | None
 
 
 class Fatal(msgspec.Struct, frozen=True, array_like=True, tag="fatal"):
@@ -120,5 +147,5 @@ class Fatal(msgspec.Struct, frozen=True, array_like=True, tag="fatal"):
     failure: Failure
 
 
-ToEngine: TypeAlias = Submit | Abort | ResetPrefixCache | Stop
-FromEngine: TypeAlias = Outputs | Beat | Rejected | Ready | Fatal
+ToEngine: TypeAlias = Submit | Abort | ResetPrefixCache | LoadAdapter | UnloadAdapter | Stop
+FromEngine: TypeAlias = Outputs | Beat | Rejected | AdapterReply | Ready | Fatal

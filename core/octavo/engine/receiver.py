@@ -14,7 +14,7 @@ from typing import Final
 from octavo.contracts.api import Delta, EngineStats
 from octavo.engine.failures import restore
 from octavo.engine.links import Link
-from octavo.engine.messages import Beat, Fatal, FromEngine, Output, Outputs, Ready, Rejected
+from octavo.engine.messages import AdapterReply, Beat, Fatal, FromEngine, Output, Outputs, Ready, Rejected
 from octavo.engine.stream import Stream
 from octavo.errors import EngineDeadError, OctavoError, RequestError
 
@@ -29,6 +29,7 @@ class News:
     deltas: list[tuple[Stream, list[Delta], bool]] = field(default_factory=list)
     errors: list[tuple[Stream, Exception]] = field(default_factory=list)
     aborts: list[int] = field(default_factory=list)
+    adapters: list[AdapterReply] = field(default_factory=list)
     stats: EngineStats | None = None
     ready: Ready | None = None
     death: Exception | None = None
@@ -92,6 +93,8 @@ class Receiver:
                     news.stats = message.stats
                 case Rejected():
                     self._reject(message, news)
+                case AdapterReply():
+                    news.adapters.append(message)
                 case Ready():
                     news.ready = message
                 case Fatal():

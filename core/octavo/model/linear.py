@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from octavo.contracts.linear import LinearSpec, ParamSpec
+from octavo.contracts.lora import LoraPart, LoraSite
 from octavo.contracts.model import WeightSlot
 from octavo.model.parallel import shard_slice
 from octavo.model.parts import Parts
@@ -61,8 +62,14 @@ class Linear:
         self.bias = torch.empty(self.spec.out_features, dtype=parts.dtype, device=parts.device) if bias else None
         self.weights: Any = None
         self._reduce = ranks.all_reduce if division == "row" and ranks.size > 1 else None
+        self._lora = parts.lora.attach(self._lora_site()) if parts.lora else None
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self._lora is not None:
+            out = self.method.apply(self.weights, x, None)
+            self._lora(x, out)
+            out = out if self._reduce is None else self._reduce(out)
+            return out if self.bias is None else out.add_(self.bias)
         if self._reduce is None:
             return self.method.apply(self.weights, x, self.bias)
         out = self._reduce(self.method.apply(self.weights, x, None))
@@ -95,6 +102,29 @@ class Linear:
                 self._slot(part, index, "bias", spec, self.bias) for index, part in enumerate(self._modules)
             ]
         return self._slots
+
+    def _lora_site(self) -> LoraSite:
+        ranks, parts, offset = self._parts.ranks, [], 0
+        for part, width in zip(self._modules, self.spec.out_parts, strict=True):
+            first = ranks.rank // part.copies * width if self._division == "column" else 0
+            parts.append(
+                LoraPart(
+                    module=part.module,
+                    out_features=part.out_features,
+                    out_shard=slice(first, first + width),
+                    offset=offset,
+                )
+            )
+            offset += width
+        row = self._division == "row"
+        return LoraSite(
+            parts=tuple(parts),
+            in_features=self._full_in,
+            in_shard=shard_slice(self._full_in, ranks.size, ranks.rank) if row else slice(0, self._full_in),
+            adds_bias=not row or ranks.rank == 0,
+            dtype=self.spec.dtype,
+            device=self.spec.device,
+        )
 
     def _local_out(self, part: Part) -> int:
         if self._division != "column":

@@ -8,6 +8,7 @@ import torch
 
 from octavo.contracts.attention import AttentionBackend
 from octavo.contracts.linear import LinearMethod, LinearSpec, QuantScheme
+from octavo.contracts.lora import LoraBackend
 from octavo.model.parallel import Ranks
 from octavo.model.unquantized import Unquantized
 from octavo.ops import Ops
@@ -15,7 +16,7 @@ from octavo.ops import Ops
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Operations, attention, quantisation, device and rank of a model under construction."""
+    """Operations, attention, quantisation, adapters, device and rank of a model under construction."""
 
     dtype: torch.dtype
     device: torch.device
@@ -23,6 +24,7 @@ class Parts:
     ops: Ops = field(default_factory=Ops)
     scheme: QuantScheme | None = None
     ranks: Ranks = field(default_factory=Ranks)
+    lora: LoraBackend | None = None
 
     def method_for(self, spec: LinearSpec) -> LinearMethod:
         """The scheme's method for a layer, or the unquantised one."""

@@ -20,6 +20,7 @@ from octavo.records import (
     ExecutorRecord,
     LoaderRecord,
     LogitsProcessorRecord,
+    LoraRecord,
     OpRecord,
     PolicyRecord,
     QuantizationRecord,
@@ -100,6 +101,10 @@ class PluginHost:
     def ops(self) -> tuple[Contribution[OpRecord], ...]:
         """Answers of ``octavo_ops``."""
         return self.contributions("ops")
+
+    def lora_backends(self) -> tuple[Contribution[LoraRecord], ...]:
+        """Answers of ``octavo_lora_backends``."""
+        return self.contributions("lora")
 
     def scheduling_policies(self) -> tuple[Contribution[PolicyRecord], ...]:
         """Answers of ``octavo_scheduling_policies``."""

@@ -40,6 +40,7 @@ SLOTS: Final[tuple[Slot, ...]] = (
     ),
     Slot("attention", "octavo_attention_backends", records.AttentionRecord, "attention backend"),
     Slot("ops", "octavo_ops", records.OpRecord, "operation", frozenset({"auto", "reference"})),
+    Slot("lora", "octavo_lora_backends", records.LoraRecord, "LoRA backend"),
     Slot("policy", "octavo_scheduling_policies", records.PolicyRecord, "scheduling policy"),
     Slot("logits_processors", "octavo_logits_processors", records.LogitsProcessorRecord, "logits processor"),
     Slot("executor", "octavo_executors", records.ExecutorRecord, "executor"),

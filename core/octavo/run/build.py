@@ -21,6 +21,7 @@ def build_parts(resolved: Resolved, device: torch.device, ranks: Ranks | None = 
     ctx = resolved.context
     scheme = resolved.choices.get("quantization")
     attention = resolved.choices["attention"]
+    lora = resolved.choices.get("lora")
     return Parts(
         dtype=getattr(torch, ctx.dtype),
         device=device,
@@ -28,6 +29,7 @@ def build_parts(resolved: Resolved, device: torch.device, ranks: Ranks | None = 
         ops=build_ops({choice.record.op: choice.build(ctx, choice.options) for choice in resolved.ops}),
         scheme=scheme.build(ctx, scheme.options) if scheme else None,
         ranks=ranks or Ranks(),
+        lora=lora.build(ctx, lora.options) if lora else None,
     )
 
 

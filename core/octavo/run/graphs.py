@@ -19,6 +19,7 @@ from torch import Tensor
 from octavo.contracts.attention import AttentionBackend, StepBatch
 from octavo.contracts.executor import StepPlan
 from octavo.contracts.model import CausalLM
+from octavo.run.adapters import NoAdapters
 from octavo.run.rows import Rows
 from octavo.run.step import Samples
 
@@ -50,9 +51,11 @@ class DecodeGraphs:
         rows: Rows,
         block_size: int,
         device: torch.device,
+        adapters: NoAdapters | None = None,
     ) -> None:
         self._model, self._attention, self._caches = model, attention, caches
         self._rows, self._block_size, self._device = rows, block_size, device
+        self._adapters = NoAdapters() if adapters is None else adapters
         self._captured: dict[int, _Captured] = {}
         pool = torch.cuda.graph_pool_handle()
         for size in reversed(graph_sizes(rows.max_rows)):
@@ -115,5 +118,6 @@ class DecodeGraphs:
             block_tables_host=np.zeros((size, 1), np.int32),
         )
         ids = torch.where(known < 0, self._rows.last_tokens[rows], known)
+        self._adapters.begin_rows(rows)
         hidden = self._model.forward(ids, batch, self._attention.plan(batch), self._caches)
         return self._model.logits(hidden)

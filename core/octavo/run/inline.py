@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from octavo.contracts.executor import PendingStep, StepPlan
+from octavo.contracts.lora import AdapterFacts
 from octavo.loading.progress import progress_bar
+from octavo.run.adapters import RunnerAdapters
 from octavo.run.build import build_parts, load_model
 from octavo.run.cpu import prepare_cpu
 from octavo.run.graphs import DecodeGraphs
@@ -33,6 +35,7 @@ class InlineExecutor:
         with progress_bar(ctx.model.name) as progress:
             model, weights = load_model(resolved, parts, progress)
         kv_dtype = getattr(torch, ctx.kv_dtype)
+        weights += parts.lora.reserved_bytes if parts.lora else 0
         peak = None
         if device.type == "cuda":
             peak = measure_peak(model, parts.attention, ctx, kv_dtype, device)
@@ -48,12 +51,15 @@ class InlineExecutor:
         sampler = Sampler(
             ctx.model.vocab_size, ctx.max_sequences, device, resolved.build_processors(), parts.ops.draw
         )
+        self.adapter_slots = parts.lora.slots if parts.lora else 0
+        adapters = RunnerAdapters(parts.lora, ctx.max_sequences, device) if parts.lora else None
         graphs = None
-        if device.type == "cuda" and resolved.choices["attention"].record.graph_safe:
+        if device.type == "cuda" and _graph_safe(resolved):
             with torch.inference_mode():
-                graphs = DecodeGraphs(model, parts.attention, caches, rows, ctx.block_size, device)
+                graphs = DecodeGraphs(model, parts.attention, caches, rows, ctx.block_size, device, adapters)
+        self._adapters = adapters
         self._runner: Runner | None = Runner(
-            model, parts.attention, caches, rows, sampler, ctx.block_size, device, graphs
+            model, parts.attention, caches, rows, sampler, ctx.block_size, device, graphs, adapters
         )
 
     def launch(self, plan: StepPlan) -> PendingStep:
@@ -61,8 +67,25 @@ class InlineExecutor:
             raise RuntimeError("The executor has been stopped.")
         return self._runner.launch(plan)
 
+    def add_adapter(self, key: int, path: str) -> AdapterFacts:
+        """See :class:`octavo.contracts.lora.AdapterExecutor`."""
+        if self._adapters is None:
+            raise RuntimeError("The executor was built without LoRA.")
+        return self._adapters.add(key, path)
+
+    def remove_adapter(self, key: int) -> None:
+        """See :class:`octavo.contracts.lora.AdapterExecutor`."""
+        if self._adapters is not None:
+            self._adapters.remove(key)
+
     def stop(self) -> None:
         """Drop the model and the caches."""
-        self._runner = None
+        self._runner = self._adapters = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _graph_safe(resolved: Resolved) -> bool:
+    """Whether all that runs in a decode step may be captured."""
+    records = [resolved.choices[slot].record for slot in ("attention", "lora") if slot in resolved.choices]
+    return all(record.graph_safe for record in records)

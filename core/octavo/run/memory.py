@@ -39,6 +39,7 @@ def plan_memory(resolved: Resolved) -> MemoryPlan:
     parts = build_parts(resolved, torch.device("meta"))
     model = build_model(resolved, parts)
     weights = sum(slot.target.numel() * slot.target.element_size() for slot in model.slots())
+    weights += parts.lora.reserved_bytes if parts.lora else 0
     return divide_memory(resolved, model, parts.attention, weights)
 
 

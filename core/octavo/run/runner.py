@@ -18,6 +18,7 @@ from torch import Tensor
 from octavo.contracts.attention import AttentionBackend
 from octavo.contracts.executor import RowLogprobs, StepPlan, StepResult
 from octavo.contracts.model import CausalLM
+from octavo.run.adapters import NoAdapters
 from octavo.run.graphs import DecodeGraphs
 from octavo.run.rows import Rows
 from octavo.run.sampler import Logprobs, Sampled, Sampler
@@ -44,10 +45,12 @@ class Runner:
         block_size: int,
         device: torch.device,
         graphs: DecodeGraphs | None = None,
+        adapters: NoAdapters | None = None,
     ) -> None:
         self._model, self._attention, self._caches = model, attention, caches
         self._rows, self._sampler, self._graphs = rows, sampler, graphs
         self._block_size, self._device = block_size, device
+        self._adapters = NoAdapters() if adapters is None else adapters
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Pending:
@@ -57,6 +60,7 @@ class Runner:
             return Pending(plan, self._rows, self._sample(*self._graphs.run(plan)), {}, self._forget)
         step = build_step(plan, self._rows, self._block_size, self._device)
         attention_plan = self._attention.plan(step.batch)
+        self._adapters.begin(plan)
         hidden = self._model.forward(step.token_ids, step.batch, attention_plan, self._caches)
         prompt_logprobs = self._prompt_logprobs(plan, hidden) if self._rows.prompt_logprobs else {}
         sampled = None
@@ -67,6 +71,7 @@ class Runner:
 
     def _update_rows(self, plan: StepPlan) -> None:
         self._rows.apply(plan)
+        self._adapters.apply(plan)
         for row in plan.ends:
             self._sampler.release(row)
         for start in plan.starts:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from heapq import heappop, heappush
 
 from octavo.cache.blocks import BlockPool, EngineInvariantError
 from octavo.contracts.api import EngineStats
+from octavo.scheduling.adapters import AdapterSlots
 from octavo.scheduling.audit import audit
 from octavo.scheduling.request import Request, insert, remove
 
@@ -34,6 +36,7 @@ class Ledger:
         "_caching",
         "_max_sequences",
         "_requests",
+        "adapters",
         "counters",
         "ends",
         "free_rows",
@@ -42,10 +45,18 @@ class Ledger:
         "waiting",
     )
 
-    def __init__(self, pool: BlockPool, block_size: int, max_sequences: int, prefix_caching: bool) -> None:
+    def __init__(
+        self,
+        pool: BlockPool,
+        block_size: int,
+        max_sequences: int,
+        prefix_caching: bool,
+        adapters: AdapterSlots | None = None,
+    ) -> None:
         self.running: list[Request] = []
         self.waiting: list[Request] = []
         self.pool = pool
+        self.adapters = AdapterSlots() if adapters is None else adapters
         self.free_rows = list(range(max_sequences))  # a heap: the lowest row is taken first
         self.ends: list[int] = []  # rows given back since the last plan
         self.counters = Counters()
@@ -66,6 +77,7 @@ class Ledger:
         if request.id in self._requests:
             raise EngineInvariantError(f"Request id {request.id} is in use.")
         self._requests[request.id] = request
+        self.adapters.enter(request.adapter_key)
         insert(self.waiting, request)
 
     def match(self, request: Request) -> list[int]:
@@ -80,6 +92,7 @@ class Ledger:
         self.pool.acquire(hits)
         request.blocks = hits + self.pool.allocate(self.blocks_for(tokens) - len(hits))
         request.row = heappop(self.free_rows)
+        request.adapter_slot = self.adapters.acquire(request.adapter_key)
         request.computed = len(hits) * self._block_size
         request.published = len(hits)
         remove(self.waiting, request)
@@ -118,12 +131,14 @@ class Ledger:
         else:
             remove(self.running, request)
             self._give_back(request)
+        self.adapters.leave(request.adapter_key)
 
     def _give_back(self, request: Request) -> None:
         self.pool.release(request.blocks)
         heappush(self.free_rows, request.row)
         self.ends.append(request.row)
         request.row = -1
+        self.adapters.release(request.adapter_key)
         request.blocks = []
         request.computed = request.published = 0
 
@@ -146,4 +161,7 @@ class Ledger:
         """Raises :class:`EngineInvariantError` naming the request or block whose books don't balance."""
         if self._requests != {request.id: request for request in (*self.running, *self.waiting)}:
             raise EngineInvariantError("The requests known by id are not those that run or wait.")
+        running = Counter(request.adapter_key for request in self.running if request.adapter_key)
+        waiting = Counter(request.adapter_key for request in self.waiting if request.adapter_key)
+        self.adapters.check(running, running + waiting)
         audit(self.running, self.waiting, self.free_rows, self._max_sequences, self._block_size, self.pool)

@@ -28,7 +28,7 @@ class Request:
     priority: int = 0
     arrival: float = 0.0
     adapter: str | None = None
-    adapter_slot: int = 0
+    adapter_key: int = 0  # which contents its adapter's name stood for when it came; 0: the base model
     stop_ids: frozenset[int] = frozenset()
     eos_ids: frozenset[int] = frozenset()
     seed: int = 0
@@ -40,6 +40,7 @@ class Request:
     computed: int = field(default=0, init=False)  # tokens whose keys and values are, or are being, computed
     limit: int = field(default=0, init=False)  # most tokens of prompt and output together
     row: int = field(default=-1, init=False)  # -1 while waiting
+    adapter_slot: int = field(default=0, init=False)  # of its adapter on the device, while it runs
     blocks: list[int] = field(default_factory=list, init=False)
     hashes: list[bytes] = field(default_factory=list, init=False)  # of its first full blocks, as far as needed
     published: int = field(default=0, init=False)  # blocks that went through the pool's `publish`

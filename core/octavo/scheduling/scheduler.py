@@ -13,6 +13,7 @@ a prompt, a part of a prompt, or a recomputation: all the same here.
 3. Unless someone was preempted, waiting requests are admitted in the policy's order, up to the first that doesn't
    fit. A request starts behind the longest published prefix of its tokens (one token at least is left to compute).
    While others run, all its known tokens must fit and leave a few blocks free, or it would soon be preempted.
+   One whose adapter finds no slot on the device is passed over: see :mod:`octavo.scheduling.adapters`.
 4. A full block is published as soon as its tokens are known and its computation is granted. Requests admitted in
    the very same step may share it: in each layer, all keys and values are written before any is read.
 5. `schedule` may be called again before `update` has brought the last step's tokens (overlap): these count as
@@ -32,6 +33,7 @@ from octavo.contracts.api import EngineStats
 from octavo.contracts.executor import RowLogprobs, StepResult
 from octavo.contracts.scheduling import LoadView, SchedulingPolicy
 from octavo.errors import OverloadedError, RequestError
+from octavo.scheduling.adapters import AdapterSlots
 from octavo.scheduling.guard import PolicyGuard
 from octavo.scheduling.ledger import Ledger
 from octavo.scheduling.request import Request
@@ -54,10 +56,11 @@ class Scheduler:
         max_queue: int,
         prefix_caching: bool,
         clock: Callable[[], float] = time.monotonic,
+        adapters: AdapterSlots | None = None,
     ) -> None:
         self._pool = pool
         self._policy = PolicyGuard(policy, policy_name)
-        self._ledger = Ledger(pool, block_size, max_sequences, prefix_caching)
+        self._ledger = Ledger(pool, block_size, max_sequences, prefix_caching, adapters)
         self._block_size = block_size
         self._max_sequences = max_sequences
         self._max_batch_tokens = max_batch_tokens
@@ -111,9 +114,10 @@ class Scheduler:
             self._serve(step)
         if ledger.waiting and ledger.free_rows and not step.preempted:
             self._admit(step)
-        scheduled = step.build(ledger.ends)
+        scheduled = step.build(ledger.ends, ledger.adapters.changes)
         if scheduled is not None:
             ledger.ends = []
+            ledger.adapters.changes = []
             ledger.counters.steps += 1
         return scheduled
 
@@ -197,10 +201,11 @@ class Scheduler:
             return  # whoever came would need a block
         if not self._prompt_budget(step):
             return
+        ledger.adapters.begin(step.number)
         waiting = tuple(ledger.waiting)
         for index in self._policy.order(waiting, self._load()):
             request = waiting[index]
-            if request.pending:
+            if request.pending or not ledger.adapters.admits(request.adapter_key):
                 continue
             if not self._start(request, step) or not step.prompt_left or not ledger.free_rows:
                 return

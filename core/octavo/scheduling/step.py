@@ -96,7 +96,7 @@ class StepBuilder:
             self._chunk_samples.append(sample)
             self._chunk_counts.append(count)
 
-    def build(self, ends: list[int]) -> Scheduled | None:
+    def build(self, ends: list[int], adapters: list[tuple[int, int]]) -> Scheduled | None:
         """The finished plan, or ``None`` when nothing was granted."""
         requests = self.singles + self._chunks
         if not requests:
@@ -111,5 +111,6 @@ class StepBuilder:
             positions=[request.computed - count for request, count in zip(requests, counts, strict=True)],
             counts=counts,
             samples=self._single_samples + self._chunk_samples,
+            adapters=adapters,
         )
         return Scheduled(plan, requests)

@@ -29,12 +29,12 @@ def expected_answer(
     max_tokens: int,
     stop_ids: Sequence[int] = (),
     seed: int = 0,
-    adapter_slot: int = 0,
+    adapter: int = 0,
     vocab_size: int = VOCABULARY,
 ) -> list[int]:
     """The tokens that :class:`SimulatedExecutor` gives a request, whatever else is running."""
-    start = RowStart(0, list(prompt), len(prompt), params, seed, sorted(stop_ids), [], adapter_slot)
-    row = _Row(start)
+    start = RowStart(0, list(prompt), len(prompt), params, seed, sorted(stop_ids), [])
+    row = _Row(start, adapter)
     answer: list[int] = []
     while len(answer) < max_tokens:
         token = row.next_token(vocab_size)
@@ -82,6 +82,7 @@ class SimulatedExecutor:
         self._vocab_size = vocab_size
         self._poison = poison
         self._rows: dict[int, _Row] = {}
+        self._adapters: dict[int, int] = {}  # key by slot
         self._cache: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
         self._last_step = 0
 
@@ -112,11 +113,15 @@ class SimulatedExecutor:
         for row in plan.ends:
             _require(row in self._rows, f"Row {row} is ended, but it was not started.")
             del self._rows[row]
+        for slot, key in plan.adapters:
+            used = any(row.start.adapter_slot == slot for row in self._rows.values())
+            _require(slot > 0 and not used, f"Adapter slot {slot} changes under a running row.")
+            self._adapters[slot] = key
         for start in plan.starts:
             _require(start.row not in self._rows, f"Row {start.row} is started twice.")
             _require(0 <= start.row < self._max_sequences, f"Row {start.row} is out of range.")
             _require(0 < start.prompt_length <= len(start.tokens), f"Row {start.row} has a wrong prompt length.")
-            self._rows[start.row] = _Row(start)
+            self._rows[start.row] = _Row(start, self._adapters.get(start.adapter_slot, start.adapter_slot))
         for row, index, blocks in plan.blocks:
             _require(row in self._rows, f"Row {row} gets blocks, but it was not started.")
             table = self._rows[row].table
@@ -198,6 +203,7 @@ class _Row:
     """A request as the device knows it. ``digests[i]`` stands for tokens 0 to i, and the adapter."""
 
     start: RowStart
+    adapter: int = 0
     tokens: list[int] = field(default_factory=list)
     digests: list[int] = field(default_factory=list)
     table: list[int] = field(default_factory=list)
@@ -208,7 +214,7 @@ class _Row:
             self.append(token)
 
     def append(self, token: int) -> None:
-        parent = self.digests[-1] if self.digests else self.start.adapter_slot
+        parent = self.digests[-1] if self.digests else self.adapter
         self.tokens.append(token)
         self.digests.append(hash((parent, token)))  # integers: the same in every process
 

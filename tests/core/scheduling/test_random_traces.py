@@ -15,6 +15,7 @@ from octavo.cache.blocks import BlockPool
 from octavo.cache.prefix import extend, root_hash
 from octavo.errors import OverloadedError, RequestError
 from octavo.params import SamplingParams
+from octavo.scheduling.adapters import AdapterSlots
 from octavo.scheduling.policies import FcfsPolicy, PriorityPolicy
 from octavo.scheduling.request import Request
 from octavo.scheduling.scheduler import Scheduler
@@ -55,6 +56,7 @@ class World:
     max_batch_tokens: int
     max_length: int
     prefix_caching: bool
+    adapter_slots: int = 2
 
     @property
     def blocks(self) -> int:
@@ -91,6 +93,7 @@ class Trace:
             max_length=world.max_length,
             max_queue=24,
             prefix_caching=world.prefix_caching,
+            adapters=AdapterSlots(world.adapter_slots),
         )
         self.executor = SimulatedExecutor(
             num_blocks=world.blocks + 1,
@@ -189,7 +192,7 @@ class Trace:
             max_tokens=request.limit - request.prompt_length,
             stop_ids=sorted(request.stop_ids),
             seed=request.seed,
-            adapter_slot=request.adapter_slot,
+            adapter=request.adapter_key,
         )
         if request.finish_reason == "abort":
             assert answer.tokens == expected[: len(answer.tokens)]
@@ -231,6 +234,7 @@ worlds = st.builds(
     max_batch_tokens=st.integers(1, 40),
     max_length=st.integers(20, 100),
     prefix_caching=st.sampled_from([True, True, True, False]),
+    adapter_slots=st.integers(1, 3),
 )
 arrivals = st.fixed_dictionaries(
     {
@@ -240,7 +244,7 @@ arrivals = st.fixed_dictionaries(
         "max_tokens": st.integers(1, 25),
         "min_tokens": st.integers(0, 3),
         "priority": st.integers(-1, 1),
-        "adapter": st.integers(0, 1),
+        "adapter": st.integers(0, 3),
         "salt": st.sampled_from([None, "a"]),
         "stops": st.frozensets(st.integers(0, VOCABULARY - 1), max_size=4),
         "logprobs": st.sampled_from([None, None, 0]),
@@ -267,7 +271,7 @@ def random_arrival(random: Random) -> dict[str, Any]:
         "max_tokens": random.randint(1, 25),
         "min_tokens": random.randrange(4),
         "priority": random.randint(-1, 1),
-        "adapter": random.randrange(2),
+        "adapter": random.randrange(4),
         "salt": random.choice([None, "a"]),
         "stops": frozenset(random.sample(range(VOCABULARY), random.randrange(4))),
         "logprobs": random.choice([None, None, 0]),
@@ -308,7 +312,7 @@ def make_request(number: int, wish: dict[str, Any]) -> Request:
         root=root_hash("model", "float32", f"adapter {wish['adapter']}", wish["salt"]),
         priority=wish["priority"],
         arrival=float(number // 2),  # ties happen
-        adapter_slot=wish["adapter"],
+        adapter_key=wish["adapter"],
         stop_ids=stops,
         eos_ids=frozenset(sorted(stops)[:1]),
         seed=wish["adapter"],

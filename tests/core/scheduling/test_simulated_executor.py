@@ -47,7 +47,7 @@ def test_tokens_are_those_expected_whatever_the_chunks(device):
     got += [int(device.launch(decode(number, number + 3)).result().tokens[0]) for number in (3, 4)]
     assert got == expected
     other = expected_answer(PROMPT, params, max_tokens=3, seed=1)
-    assert other != expected != expected_answer(PROMPT, params, max_tokens=3, adapter_slot=1)
+    assert other != expected != expected_answer(PROMPT, params, max_tokens=3, adapter=1)
 
 
 def test_stop_ids_end_the_expected_answer_but_not_before_min_tokens():

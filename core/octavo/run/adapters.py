@@ -1,0 +1,71 @@
+"""One rank's adapters: in host memory by key, in device slots as plans say, and which row uses which slot."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from octavo.contracts.executor import StepPlan
+from octavo.contracts.lora import AdapterFacts, HostAdapter, LoraBackend
+
+
+class NoAdapters:
+    """Stands in where there is no LoRA: the base model for every token."""
+
+    def apply(self, plan: StepPlan) -> None:
+        """Nothing changes."""
+
+    def begin(self, plan: StepPlan) -> None:
+        """Nothing to tell."""
+
+    def begin_rows(self, rows: Tensor) -> None:
+        """Nothing to tell."""
+
+
+class RunnerAdapters(NoAdapters):
+    """The adapters of a runner with ``max_rows`` rows (and one for padding, which uses the base model)."""
+
+    def __init__(self, backend: LoraBackend, max_rows: int, device: torch.device) -> None:
+        self._backend, self._device = backend, device
+        self._host: dict[int, HostAdapter] = {}
+        self._rows = np.zeros(max_rows + 1, np.int64)
+        self._device_rows = torch.zeros(max_rows + 1, dtype=torch.int64, device=device)
+
+    def __len__(self) -> int:
+        return len(self._host)
+
+    def add(self, key: int, path: str) -> AdapterFacts:
+        """See :meth:`octavo.contracts.lora.AdapterExecutor.add_adapter`."""
+        adapter = self._backend.read(path)
+        self._host[key] = adapter
+        return AdapterFacts(digest=adapter.digest, rank=adapter.rank, nbytes=adapter.nbytes)
+
+    def remove(self, key: int) -> None:
+        """Forget an adapter; a slot that it may be in keeps its copy."""
+        self._host.pop(key, None)
+
+    def apply(self, plan: StepPlan) -> None:
+        """Change slots as the plan says, and note the slots of the rows that start."""
+        for slot, key in plan.adapters:
+            if key:
+                self._backend.load(slot, self._host[key])
+            else:
+                self._backend.clear(slot)
+        if plan.starts:
+            for start in plan.starts:
+                self._rows[start.row] = start.adapter_slot
+            self._device_rows.copy_(self._pinned(self._rows), non_blocking=True)
+
+    def begin(self, plan: StepPlan) -> None:
+        """Tell the backend the slot of each of the plan's tokens."""
+        host = np.repeat(self._rows[plan.rows], plan.counts)
+        self._backend.begin(self._pinned(host).to(self._device, non_blocking=True), host)
+
+    def begin_rows(self, rows: Tensor) -> None:
+        """The same for one token of each of ``rows`` (int64, on the device), while a graph is captured."""
+        self._backend.begin(self._device_rows.index_select(0, rows), None)
+
+    def _pinned(self, array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor if self._device.type == "cpu" else tensor.pin_memory()
