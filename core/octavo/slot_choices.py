@@ -41,6 +41,8 @@ def choose_all(config: LaunchConfig, host: PluginHost, ctx: Context) -> tuple[Ch
         absent["quantization"] = scheme
     else:
         choices["quantization"] = scheme
+    if config.speculation.use == "none":
+        absent["proposer"] = Absent("none", "not asked for", candidates(host.proposers(), ctx))
     choices |= _plain_slots(config, host, ctx)
     _ops(config, host, ctx, choices, absent)
     return choices, absent
@@ -53,6 +55,8 @@ def _plain_slots(config: LaunchConfig, host: PluginHost, ctx: Context) -> Choice
         ("policy", "scheduler", config.scheduler),
         ("executor", "executor", config.executor),
     ]
+    if config.speculation.use != "none":
+        wanted.append(("proposer", "speculation", config.speculation))
     for slot in ("logits_processors", "api"):
         wanted += [(f"{slot}.{i}", f"{slot}.{i}", section) for i, section in enumerate(getattr(config, slot))]
     choices: Choices = {}

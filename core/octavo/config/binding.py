@@ -19,6 +19,7 @@ SINGLE: Final = {
     "scheduler": "policy",
     "attention": "attention",
     "quantization": "quantization",
+    "speculation": "proposer",
     "executor": "executor",
 }
 """Sections that choose one record, and the slot they choose from."""

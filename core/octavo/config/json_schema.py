@@ -13,6 +13,7 @@ _DEFINITIONS: Final = {
     "scheduler": "SchedulerSection",
     "attention": "AttentionSection",
     "quantization": "QuantizationSection",
+    "speculation": "SpeculationSection",
     "executor": "ExecutorSection",
     "logits_processors": "ProcessorSection",
     "api": "ApiSection",

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from octavo.assemble import Resolved, build_executor, build_policy, rebuild
+from octavo.assemble import Resolved, build_executor, build_policy, build_proposer, rebuild
 from octavo.cache.blocks import BlockPool
 from octavo.cache.prefix import root_hash
 from octavo.config.launch import LaunchConfig
@@ -18,6 +18,7 @@ from octavo.params import SamplingParams
 from octavo.plugins.report import PluginLock
 from octavo.records import Context
 from octavo.scheduling.scheduler import Scheduler
+from octavo.scheduling.speculator import Speculator
 
 _log = logging.getLogger("octavo.engine")
 
@@ -57,6 +58,7 @@ def build_core(resolved: Resolved) -> EngineCore:
             max_length=max_length,
             max_queue=config.scheduler.max_queue,
             prefix_caching=config.cache.prefix_caching,
+            speculator=_speculator(resolved),
         )
         processors = resolved.build_processors()
     except BaseException:
@@ -79,7 +81,27 @@ def build_core(resolved: Resolved) -> EngineCore:
         max_queue=config.scheduler.max_queue,
         processors=[choice.name for choice in resolved.processors],
     )
-    return EngineCore(scheduler=scheduler, executor=executor, ready=ready, root=root, validate=validate)
+    unsafe = [
+        processor
+        for processor, choice in zip(processors, resolved.processors, strict=True)
+        if not choice.record.speculation_safe
+    ]
+    return EngineCore(
+        scheduler=scheduler,
+        executor=executor,
+        ready=ready,
+        root=root,
+        validate=validate,
+        unsafe=unsafe if resolved.speculates else (),
+    )
+
+
+def _speculator(resolved: Resolved) -> Speculator | None:
+    proposer, context = build_proposer(resolved), resolved.context
+    if proposer is None:
+        return None
+    name = resolved.choices["proposer"].name
+    return Speculator(proposer, name, context.model.vocab_size, context.max_sequences)
 
 
 def _max_length(config: LaunchConfig, context: Context, capacity: int) -> int:

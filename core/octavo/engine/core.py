@@ -12,13 +12,14 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import msgspec
 
 from octavo.contracts.api import EngineStats
 from octavo.contracts.executor import Executor, PendingStep, RowLogprobs
+from octavo.contracts.sampling import LogitsProcessor
 from octavo.engine.failures import describe
 from octavo.engine.messages import (
     SEED_MASK,
@@ -64,7 +65,8 @@ class EngineCore:
     """Scheduler and executor in one loop. Not thread-safe: ``handle`` and ``step`` belong to one thread.
 
     ``ready`` tells the other side what was built; ``validate`` raises :class:`RequestError` for parameters that
-    a logits processor refuses. ``failure`` is the error that ended the engine.
+    a logits processor refuses. Requests that use one of the ``unsafe`` processors are not speculated on.
+    ``failure`` is the error that ended the engine.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class EngineCore:
         ready: Ready,
         root: RootHash,
         validate: Callable[[SamplingParams], None] | None = None,
+        unsafe: Sequence[LogitsProcessor] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.ready = ready
@@ -83,6 +86,7 @@ class EngineCore:
         self._executor = executor
         self._root = root
         self._validate = validate
+        self._unsafe = unsafe
         self._clock = clock
         self._flying: deque[tuple[Scheduled, PendingStep]] = deque()
         self._outbox: list[FromEngine] = []
@@ -226,8 +230,9 @@ class EngineCore:
         try:
             self.check(submit)
             root = self._root(submit.adapter, submit.cache_salt)
+            speculates = not any(_uses(processor, submit) for processor in self._unsafe)
             for index in range(submit.params.n):
-                request = _request(submit, index, root)
+                request = _request(submit, index, root, speculates)
                 self._scheduler.add(request)
                 added.append(request.id)
         except Exception as error:
@@ -250,7 +255,17 @@ def serve(core: EngineCore, channel: Channel) -> None:
         core.stop()
 
 
-def _request(submit: Submit, index: int, root: bytes) -> Request:
+def _uses(processor: LogitsProcessor, submit: Submit) -> bool:
+    """Whether the request uses it, asked of an instance that samples nothing. One that fails here fails there."""
+    try:
+        return bool(processor.admit(0, submit.params, submit.prompt_ids, []))
+    except Exception:
+        return True
+    finally:
+        processor.release(0)
+
+
+def _request(submit: Submit, index: int, root: bytes, speculates: bool = True) -> Request:
     params = submit.params
     if index and params.prompt_logprobs is not None:  # the answers share their prompt: one of them scores it
         params = msgspec.structs.replace(params, prompt_logprobs=None)
@@ -267,6 +282,7 @@ def _request(submit: Submit, index: int, root: bytes) -> Request:
         eos_ids=frozenset(submit.eos_ids),
         seed=(submit.seed + index) & SEED_MASK,
         bad_word_ids=submit.bad_word_ids,
+        speculates=speculates,
     )
 
 

@@ -41,6 +41,7 @@ SLOTS: Final[tuple[Slot, ...]] = (
     Slot("attention", "octavo_attention_backends", records.AttentionRecord, "attention backend"),
     Slot("ops", "octavo_ops", records.OpRecord, "operation", frozenset({"auto", "reference"})),
     Slot("policy", "octavo_scheduling_policies", records.PolicyRecord, "scheduling policy"),
+    Slot("proposer", "octavo_proposers", records.ProposerRecord, "proposer", frozenset({"auto", "none"})),
     Slot("logits_processors", "octavo_logits_processors", records.LogitsProcessorRecord, "logits processor"),
     Slot("executor", "octavo_executors", records.ExecutorRecord, "executor"),
     Slot("api", "octavo_api_surfaces", records.ApiRecord, "API surface"),
