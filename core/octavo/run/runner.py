@@ -114,8 +114,10 @@ class Runner:
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """Sampled tokens on their way to the host. ``arrived`` marks the end of these copies on a GPU. ``kept`` is there
-    where the step had drafts."""
+    """Sampled tokens on their way to the host. ``arrived`` marks the end of these copies on a GPU.
+
+    ``kept`` is there where the step had drafts.
+    """
 
     samples: Samples
     tokens: Tensor

@@ -75,14 +75,14 @@ class Drafts:
     def shifted(self, ends: Tensor, index: np.ndarray) -> Tensor:
         """``ends`` int64 [m, width], the known ends of the rows at the positions ``index``: the same with the
         drafted tokens before each position behind them, cut to the last ``width``."""
-        width, most = ends.shape[1], int(self.places.max())
+        shape, most = ends.shape, int(self.places.max())
         behind = np.full((len(index), most), NONE, np.int64)
         which, tokens = self.before(index)
         counts = self.places[index]
         behind[which, np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)] = tokens
-        columns = counts[:, None] + np.arange(width)
+        columns = counts[:, None] + np.arange(shape[1])
         sent = upload((behind.reshape(-1), columns.reshape(-1)), self.device)
-        return torch.cat([ends, sent[0].view(-1, most)], dim=1).gather(1, sent[1].view(-1, width))
+        return torch.cat([ends, sent[0].view(behind.shape)], dim=1).gather(1, sent[1].view(shape))
 
 
 def gather_results(

@@ -13,7 +13,7 @@ from typing import Final
 
 _FIRST_GUESS: Final = 0.6  # acceptance of a request that has not been measured
 _MEMORY: Final = 0.9  # weight of what was known before each verified token
-_RECOVERY: Final = 0.99  # likewise, for each step without a draft: a request gets another chance in time
+_RECOVERY: Final = 0.998  # likewise, for each step without a draft: a request gets another chance in time
 _STEP_MEMORY: Final = 0.98  # weight of earlier steps in the times
 _ENOUGH: Final = 4.0  # steps, by weight, before times are believed
 _SAME: Final = 1e-3  # relative variance of step sizes below which they tell nothing about a token's cost

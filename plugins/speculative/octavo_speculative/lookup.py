@@ -61,11 +61,11 @@ class _Index:
 
     def add(self, fresh: Sequence[int]) -> None:
         """More tokens. The n-gram at the very end is left out, for nothing follows it yet."""
-        if not fresh:
-            return
         tokens, size, behind = self.tokens, self._shortest, self._behind
         first = max(len(tokens), size)
         tokens.extend(fresh)
+        if len(tokens) <= first:
+            return
         grams = zip(*(tokens[first - size + i : len(tokens) - size + i] for i in range(size)), strict=True)
         for place, gram in enumerate(grams, first):
             behind.setdefault(gram, []).append(place)
