@@ -93,6 +93,7 @@ def build_core(resolved: Resolved) -> EngineCore:
         root=root,
         validate=validate,
         unsafe=unsafe if resolved.speculates else (),
+        overlap=not resolved.speculates,
     )
 
 

@@ -66,7 +66,8 @@ class EngineCore:
 
     ``ready`` tells the other side what was built; ``validate`` raises :class:`RequestError` for parameters that
     a logits processor refuses. Requests that use one of the ``unsafe`` processors are not speculated on.
-    ``failure`` is the error that ended the engine.
+    Without ``overlap`` a step waits for the last one's tokens, as drafts need them. ``failure`` is the error that
+    ended the engine.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class EngineCore:
         root: RootHash,
         validate: Callable[[SamplingParams], None] | None = None,
         unsafe: Sequence[LogitsProcessor] = (),
+        overlap: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.ready = ready
@@ -87,6 +89,7 @@ class EngineCore:
         self._root = root
         self._validate = validate
         self._unsafe = unsafe
+        self._depth = executor.depth if overlap else 0
         self._clock = clock
         self._flying: deque[tuple[Scheduled, PendingStep]] = deque()
         self._outbox: list[FromEngine] = []
@@ -179,7 +182,7 @@ class EngineCore:
         if scheduled is not None:
             self._flying.append((scheduled, self._executor.launch(scheduled.plan)))
             self._note_starts(scheduled)
-        if self._flying and (scheduled is None or len(self._flying) > self._executor.depth):
+        if self._flying and (scheduled is None or len(self._flying) > self._depth):
             done, pending = self._flying.popleft()
             self._report(self._scheduler.update(done, pending.result()))
         self._blocked = scheduled is None and not self._flying and self._scheduler.has_work

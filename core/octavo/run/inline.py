@@ -38,7 +38,7 @@ class InlineExecutor:
             peak = measure_peak(model, parts.attention, ctx, kv_dtype, device)
             weights = torch.cuda.memory_allocated(device)
         self.memory = divide_memory(resolved, model, parts.attention, weights, peak)
-        self.depth = 0 if device.type == "cpu" or resolved.speculates else 1
+        self.depth = 0 if device.type == "cpu" else 1
         self.num_blocks = self.memory.num_blocks
         caches = [
             empty_cache(parts.attention.kv_shape(spec, self.num_blocks), kv_dtype, device)
