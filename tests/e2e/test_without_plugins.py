@@ -29,6 +29,7 @@ WHERE = {
     "quantization": lambda name: {"quantization": name},
     "ops": lambda name: {"ops": {"prefer": [name.partition("/")[2]]}},
     "policy": lambda name: {"scheduler": name},
+    "proposer": lambda name: {"speculation": name},
     "logits_processors": lambda name: {"logits_processors": [name]},
     "executor": lambda name: {"executor": name},
     "api": lambda name: {"api": [name]},

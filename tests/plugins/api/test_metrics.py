@@ -7,7 +7,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from octavo.contracts.api import EngineStats
 from octavo.testing.client import ScriptedClient
 
-
 PER_POSITION = "spec_decode_num_accepted_tokens_per_pos"
 
 
