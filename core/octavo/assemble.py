@@ -23,6 +23,7 @@ from octavo.slot_choices import choose_all
 
 if TYPE_CHECKING:
     from octavo.contracts.executor import Executor
+    from octavo.contracts.proposer import Proposer
     from octavo.contracts.sampling import LogitsProcessor
     from octavo.contracts.scheduling import SchedulingPolicy
 
@@ -32,8 +33,9 @@ class Resolved:
     """A decided engine.
 
     Keys of ``choices``: ``loader``, ``architecture``, ``quantization``, ``attention``, ``lora``, ``policy``,
-    ``executor``, ``ops.NAME``, ``logits_processors.N``, ``api.N``. A slot that is empty on purpose
-    (``quantization`` of an unquantised model, an operation left to torch) is in ``absent`` instead.
+    ``executor``, ``proposer``, ``ops.NAME``, ``logits_processors.N``, ``api.N``. A slot that is empty on purpose
+    (``quantization`` of an unquantised model, ``proposer`` where nothing speculates, an operation left to torch)
+    is in ``absent`` instead.
     """
 
     config: LaunchConfig
@@ -51,6 +53,11 @@ class Resolved:
     def processors(self) -> tuple[Choice[Any], ...]:
         """Logits processors, in the order they are applied."""
         return self._listed("logits_processors")
+
+    @property
+    def speculates(self) -> bool:
+        """Whether tokens are guessed ahead. Steps then don't overlap: a draft follows the last step's tokens."""
+        return "proposer" in self.choices
 
     def build_processors(self) -> list[LogitsProcessor]:
         """New processors, in the order of ``processors``."""
@@ -136,6 +143,13 @@ def build_policy(resolved: Resolved) -> SchedulingPolicy:
     choice = resolved.choices["policy"]
     policy: SchedulingPolicy = choice.build(choice.options)
     return policy
+
+
+def build_proposer(resolved: Resolved) -> Proposer | None:
+    """The proposer, new; ``None`` where nothing speculates."""
+    choice = resolved.choices.get("proposer")
+    proposer: Proposer | None = choice.build(resolved.context, choice.options) if choice else None
+    return proposer
 
 
 def build_executor(resolved: Resolved) -> Executor:

@@ -110,7 +110,9 @@ def _slots(resolved: Resolved) -> list[SlotReport]:
     reports = []
     for key, choice in resolved.choices.items():
         options = choice.options.model_dump(mode="json", exclude_defaults=True)
-        reports.append(SlotReport(key, choice.name, choice.label, choice.reason, options, choice.candidates))
+        # What it costs: see EngineCore.
+        reason = f"{choice.reason}; steps do not overlap" if key == "proposer" else choice.reason
+        reports.append(SlotReport(key, choice.name, choice.label, reason, options, choice.candidates))
     for key, absent in resolved.absent.items():
         reports.append(SlotReport(key, absent.name, "", absent.reason, {}, absent.candidates))
     return reports

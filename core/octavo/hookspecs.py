@@ -74,6 +74,12 @@ def octavo_lora_backends() -> Iterable[records.LoraRecord]:
 
 
 @hookspec
+def octavo_proposers() -> Iterable[records.ProposerRecord]:
+    """Contribute ways of guessing tokens ahead, which the core verifies. Active where ``speculation`` asks."""
+    return ()
+
+
+@hookspec
 def octavo_logits_processors() -> Iterable[records.LogitsProcessorRecord]:
     """Contribute changes to logits before sampling. Active where the configuration lists them."""
     return ()

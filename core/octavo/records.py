@@ -154,10 +154,17 @@ class PolicyRecord(Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ProposerRecord(Record):
+    """``build`` returns a :class:`octavo.contracts.proposer.Proposer`. Used only where the configuration asks."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LogitsProcessorRecord(Record):
     """``build`` returns a :class:`octavo.contracts.sampling.LogitsProcessor`.
 
-    ``speculation_safe``: correct when several positions of a row are judged in one step.
+    ``speculation_safe``: correct when several positions of a row are judged in one step; the row then stands
+    several times in ``apply``'s ``rows``, and ``accept`` hears of the tokens that were kept, one call a token.
+    Requests that use a processor which is not safe are not speculated on.
     ``argmax_invariant``: never changes which token has the highest logit.
     """
 

@@ -41,6 +41,8 @@ def choose_all(config: LaunchConfig, host: PluginHost, ctx: Context) -> tuple[Ch
         absent["quantization"] = scheme
     else:
         choices["quantization"] = scheme
+    if config.speculation.use == "none":
+        absent["proposer"] = Absent("none", "not asked for", candidates(host.proposers(), ctx))
     choices |= _plain_slots(config, host, ctx)
     if config.lora is None:
         offered = candidates(host.lora_backends(), ctx)
@@ -58,6 +60,8 @@ def _plain_slots(config: LaunchConfig, host: PluginHost, ctx: Context) -> Choice
     ]
     if config.lora is not None:
         wanted.append(("lora", "lora", config.lora))
+    if config.speculation.use != "none":
+        wanted.append(("proposer", "speculation", config.speculation))
     for slot in ("logits_processors", "api"):
         wanted += [(f"{slot}.{i}", f"{slot}.{i}", section) for i, section in enumerate(getattr(config, slot))]
     choices: Choices = {}

@@ -34,6 +34,7 @@ WHERE = {
     "ops": lambda name: {"ops": {"prefer": [name.partition("/")[2]]}},
     "lora": lambda name: {"lora": name},
     "policy": lambda name: {"scheduler": name},
+    "proposer": lambda name: {"speculation": name},
     "logits_processors": lambda name: {"logits_processors": [name]},
     "executor": lambda name: {"executor": name},
     "api": lambda name: {"api": [name]},

@@ -20,6 +20,7 @@ SINGLE: Final = {
     "attention": "attention",
     "quantization": "quantization",
     "lora": "lora",
+    "speculation": "proposer",
     "executor": "executor",
 }
 """Sections that choose one record, and the slot they choose from."""

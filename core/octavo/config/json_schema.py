@@ -14,6 +14,7 @@ _DEFINITIONS: Final = {
     "attention": "AttentionSection",
     "quantization": "QuantizationSection",
     "lora": "LoraSection",
+    "speculation": "SpeculationSection",
     "executor": "ExecutorSection",
     "logits_processors": "ProcessorSection",
     "api": "ApiSection",

@@ -47,6 +47,13 @@ class QuantizationSection(Section):
     options: Options = Field(default={}, description="Options of the scheme that `use` names.")
 
 
+class SpeculationSection(Section):
+    """Tokens guessed ahead and verified in one step. Answers stay what they are."""
+
+    use: Use = Field(default="none", description="Proposer; `none`: off; `auto`: the one of highest rank.")
+    options: Options = Field(default={}, description="Options of the proposer that `use` names.")
+
+
 class OpsSection(Section):
     """Fused operations."""
 
@@ -94,6 +101,9 @@ class LaunchConfig(Section):
     attention: AttentionSection = Field(default=AttentionSection(), description="The attention backend.")
     quantization: QuantizationSection = Field(
         default=QuantizationSection(), description="How the weights of linear layers are stored."
+    )
+    speculation: SpeculationSection = Field(
+        default=SpeculationSection(), description="Tokens guessed ahead and verified in one step."
     )
     ops: OpsSection = Field(default=OpsSection(), description="Fused operations.")
     lora: LoraSection | None = Field(default=None, description="LoRA adapters; absent: none.")

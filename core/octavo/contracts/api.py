@@ -76,6 +76,11 @@ class EngineStats:
     prompt_tokens: int = 0
     generated_tokens: int = 0
     steps: int = 0
+    drafts: int = 0  # drafts verified
+    drafted: int = 0  # tokens in them
+    accepted: int = 0  # tokens of them that were right
+    accepted_at: tuple[int, ...] = ()  # by place in the draft
+    speculation_off: str = ""  # why the proposer was switched off
 
 
 @dataclass(frozen=True, slots=True)

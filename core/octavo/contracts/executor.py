@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -27,7 +27,11 @@ class RowStart(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StepPlan(msgspec.Struct, array_like=True):
-    """One step, as the scheduler decided it. Lists run over the step's rows, decodes (one token) first."""
+    """One step, as the scheduler decided it. Lists run over the step's rows, decodes (one token) first.
+
+    A row with a draft computes its one missing token and the drafted ones behind it, all known to the host, and
+    samples after each of them.
+    """
 
     number: int
     ends: list[int]  # rows given back since the last plan; applied before ``starts``
@@ -38,6 +42,7 @@ class StepPlan(msgspec.Struct, array_like=True):
     counts: list[int]  # tokens that each row computes
     samples: list[bool]  # whether a token is sampled after the row's last position
     adapters: list[tuple[int, int]] = []  # (slot, adapter key or 0 for none): slots change before the step
+    drafts: dict[int, list[int]] = {}  # by index into ``rows``: tokens that may come after the known ones
 
     @property
     def num_tokens(self) -> int:
@@ -60,15 +65,17 @@ class RowLogprobs:
 class StepResult:
     """What a step produced, in the order of its plan's rows.
 
-    ``tokens`` int64 [rows]: the sampled token, -1 where none was asked for. ``failed``: rows (indices into the
+    ``tokens`` int64 [rows]: the sampled token, -1 where none was asked for. ``accepted``, by index: where a draft
+    was right, its tokens that come before the one in ``tokens``. ``failed``: rows (indices into the
     plan) whose logits were not finite, with the reason; their requests end, others go on.
     """
 
     number: int
     tokens: np.ndarray
-    logprobs: dict[int, RowLogprobs]  # by index into the plan's rows
+    logprobs: dict[int, list[RowLogprobs]]  # by index into the plan's rows; one for each new token
     prompt_logprobs: dict[int, list[RowLogprobs]]  # likewise: positions of this step's chunk, in order
     failed: dict[int, str]
+    accepted: dict[int, list[int]] = field(default_factory=dict)
 
 
 class PendingStep(Protocol):

@@ -29,7 +29,10 @@ class LogitsProcessor(Protocol):
         ...
 
     def apply(self, logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
-        """``logits`` float32 [len(rows), vocab], only rows that ``admit`` accepted; may change them in place."""
+        """``logits`` float32 [len(rows), vocab], only rows that ``admit`` accepted; may change them in place.
+
+        Where tokens are drafted, a row of a processor that is safe under speculation may stand there several times.
+        """
         ...
 
     def accept(self, rows: torch.Tensor, tokens: torch.Tensor) -> Any:

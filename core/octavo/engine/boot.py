@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from octavo.assemble import Resolved, build_executor, build_policy, rebuild
+from octavo.assemble import Resolved, build_executor, build_policy, build_proposer, rebuild
 from octavo.cache.blocks import BlockPool
 from octavo.cache.prefix import root_hash
 from octavo.config.launch import LaunchConfig
@@ -19,6 +19,7 @@ from octavo.params import SamplingParams
 from octavo.plugins.report import PluginLock
 from octavo.records import Context
 from octavo.scheduling.scheduler import Scheduler
+from octavo.scheduling.speculator import Speculator
 
 _log = logging.getLogger("octavo.engine")
 
@@ -62,6 +63,7 @@ def build_core(resolved: Resolved) -> EngineCore:
             max_queue=config.scheduler.max_queue,
             prefix_caching=config.cache.prefix_caching,
             adapters=slots,
+            speculator=_speculator(resolved),
         )
         processors = resolved.build_processors()
     except BaseException:
@@ -84,9 +86,29 @@ def build_core(resolved: Resolved) -> EngineCore:
         uses_priority=resolved.choices["policy"].record.uses_priority,
         adapters=None if adapters is None else adapters.listing(),
     )
+    unsafe = [
+        processor
+        for processor, choice in zip(processors, resolved.processors, strict=True)
+        if not choice.record.speculation_safe
+    ]
     return EngineCore(
-        scheduler=scheduler, executor=executor, ready=ready, root=root, validate=validate, adapters=adapters
+        scheduler=scheduler,
+        executor=executor,
+        ready=ready,
+        root=root,
+        validate=validate,
+        unsafe=unsafe if resolved.speculates else (),
+        overlap=not resolved.speculates,
+        adapters=adapters,
     )
+
+
+def _speculator(resolved: Resolved) -> Speculator | None:
+    proposer, context = build_proposer(resolved), resolved.context
+    if proposer is None:
+        return None
+    name = resolved.choices["proposer"].name
+    return Speculator(proposer, name, context.model.vocab_size, context.max_sequences)
 
 
 def _max_length(config: LaunchConfig, context: Context, capacity: int) -> int:

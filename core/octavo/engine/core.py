@@ -12,13 +12,14 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import msgspec
 
 from octavo.contracts.api import EngineStats
 from octavo.contracts.executor import Executor, PendingStep, RowLogprobs
+from octavo.contracts.sampling import LogitsProcessor
 from octavo.engine.adapters import Adapters
 from octavo.engine.failures import describe
 from octavo.engine.messages import (
@@ -68,7 +69,9 @@ class EngineCore:
     """Scheduler and executor in one loop. Not thread-safe: ``handle`` and ``step`` belong to one thread.
 
     ``ready`` tells the other side what was built; ``validate`` raises :class:`RequestError` for parameters that
-    a logits processor refuses. ``failure`` is the error that ended the engine.
+    a logits processor refuses. Requests that use one of the ``unsafe`` processors are not speculated on.
+    Without ``overlap`` a step waits for the last one's tokens, as drafts need them. ``failure`` is the error that
+    ended the engine.
     """
 
     def __init__(
@@ -79,6 +82,8 @@ class EngineCore:
         ready: Ready,
         root: RootHash,
         validate: Callable[[SamplingParams], None] | None = None,
+        unsafe: Sequence[LogitsProcessor] = (),
+        overlap: bool = True,
         clock: Callable[[], float] = time.monotonic,
         adapters: Adapters | None = None,
     ) -> None:
@@ -88,6 +93,8 @@ class EngineCore:
         self._executor = executor
         self._root = root
         self._validate = validate
+        self._unsafe = unsafe
+        self._depth = executor.depth if overlap else 0
         self._clock = clock
         self._adapters = adapters
         self._flying: deque[tuple[Scheduled, PendingStep]] = deque()
@@ -192,7 +199,7 @@ class EngineCore:
         if scheduled is not None:
             self._flying.append((scheduled, self._executor.launch(scheduled.plan)))
             self._note_starts(scheduled)
-        if self._flying and (scheduled is None or len(self._flying) > self._executor.depth):
+        if self._flying and (scheduled is None or len(self._flying) > self._depth):
             done, pending = self._flying.popleft()
             self._report(self._scheduler.update(done, pending.result()))
         if self._adapters is not None and self._adapters.busy:
@@ -246,8 +253,9 @@ class EngineCore:
             self.check(submit)
             key, digest = self._adapter(submit.adapter)
             root = self._root(digest, submit.cache_salt)
+            speculates = not any(_uses(processor, submit) for processor in self._unsafe)
             for index in range(submit.params.n):
-                request = _request(submit, index, root, key)
+                request = _request(submit, index, root, key, speculates)
                 self._scheduler.add(request)
                 added.append(request.id)
         except Exception as error:
@@ -288,7 +296,17 @@ def serve(core: EngineCore, channel: Channel) -> None:
         core.stop()
 
 
-def _request(submit: Submit, index: int, root: bytes, adapter_key: int) -> Request:
+def _uses(processor: LogitsProcessor, submit: Submit) -> bool:
+    """Whether the request uses it, asked of an instance that samples nothing. One that fails here fails there."""
+    try:
+        return bool(processor.admit(0, submit.params, submit.prompt_ids, []))
+    except Exception:
+        return True
+    finally:
+        processor.release(0)
+
+
+def _request(submit: Submit, index: int, root: bytes, adapter_key: int, speculates: bool) -> Request:
     params = submit.params
     if index and params.prompt_logprobs is not None:  # the answers share their prompt: one of them scores it
         params = msgspec.structs.replace(params, prompt_logprobs=None)
@@ -306,6 +324,7 @@ def _request(submit: Submit, index: int, root: bytes, adapter_key: int) -> Reque
         eos_ids=frozenset(submit.eos_ids),
         seed=(submit.seed + index) & SEED_MASK,
         bad_word_ids=submit.bad_word_ids,
+        speculates=speculates,
     )
 
 

@@ -23,6 +23,7 @@ from octavo.records import (
     LoraRecord,
     OpRecord,
     PolicyRecord,
+    ProposerRecord,
     QuantizationRecord,
 )
 
@@ -109,6 +110,10 @@ class PluginHost:
     def scheduling_policies(self) -> tuple[Contribution[PolicyRecord], ...]:
         """Answers of ``octavo_scheduling_policies``."""
         return self.contributions("policy")
+
+    def proposers(self) -> tuple[Contribution[ProposerRecord], ...]:
+        """Answers of ``octavo_proposers``."""
+        return self.contributions("proposer")
 
     def logits_processors(self) -> tuple[Contribution[LogitsProcessorRecord], ...]:
         """Answers of ``octavo_logits_processors``."""

@@ -42,6 +42,7 @@ SLOTS: Final[tuple[Slot, ...]] = (
     Slot("ops", "octavo_ops", records.OpRecord, "operation", frozenset({"auto", "reference"})),
     Slot("lora", "octavo_lora_backends", records.LoraRecord, "LoRA backend"),
     Slot("policy", "octavo_scheduling_policies", records.PolicyRecord, "scheduling policy"),
+    Slot("proposer", "octavo_proposers", records.ProposerRecord, "proposer", frozenset({"auto", "none"})),
     Slot("logits_processors", "octavo_logits_processors", records.LogitsProcessorRecord, "logits processor"),
     Slot("executor", "octavo_executors", records.ExecutorRecord, "executor"),
     Slot("api", "octavo_api_surfaces", records.ApiRecord, "API surface"),

@@ -23,6 +23,7 @@ from octavo.run.graphs import DecodeGraphs
 from octavo.run.rows import Rows
 from octavo.run.sampler import Logprobs, Sampled, Sampler
 from octavo.run.step import Samples, build_step
+from octavo.run.verify import gather_results
 
 _PROMPT_LOGPROB_ROWS = 512
 """Positions whose logits exist at once while prompt log-probabilities are computed."""
@@ -78,8 +79,12 @@ class Runner:
             self._sampler.admit(start)
 
     def _sample(self, logits: Tensor, samples: Samples) -> InFlight:
-        sampled = self._sampler.sample(logits, samples.rows, samples.positions)
-        self._rows.last_tokens.index_copy_(0, samples.device_rows, sampled.tokens)
+        sampled = self._sampler.sample(logits, samples.rows, samples.positions, samples.drafts)
+        rows, tokens = samples.device_rows, sampled.tokens
+        if samples.drafts is not None and sampled.kept is not None:
+            last = samples.drafts.last(sampled.kept)
+            rows, tokens = rows[last], tokens[last]
+        self._rows.last_tokens.index_copy_(0, rows, tokens)
         return InFlight.send(sampled, samples)
 
     def _prompt_logprobs(self, plan: StepPlan, hidden: Tensor) -> PromptLogprobs:
@@ -103,33 +108,52 @@ class Runner:
         ]
 
     @torch.inference_mode()
-    def _forget(self, row: int) -> None:
-        """Clear blocks that may hold NaN: masked scores would carry it into the block's next user."""
-        blocks = torch.from_numpy(np.unique(self._rows.block_tables[row]).astype(np.int64)).to(self._device)
+    def _forget(self, row: int, tokens: int) -> None:
+        """Clear a row's first ``tokens`` tokens, which may hold NaN: masked scores would carry it into the next
+        user of a block. What the table holds behind them is others' by now."""
+        table = self._rows.block_tables[row, : -(-tokens // self._block_size)]
+        blocks = torch.from_numpy(np.unique(table).astype(np.int64)).to(self._device)
         for cache in self._caches:
             cache.index_fill_(self._attention.block_axis, blocks, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """Sampled tokens on their way to the host. ``arrived`` marks the end of these copies on a GPU."""
+    """Sampled tokens on their way to the host. ``arrived`` marks the end of these copies on a GPU.
+
+    ``kept`` is there where the step had drafts.
+    """
 
     samples: Samples
     tokens: Tensor
     finite: Tensor
     sampled: Sampled
     arrived: torch.cuda.Event | None
+    kept: Tensor | None
 
     @staticmethod
     def send(sampled: Sampled, samples: Samples) -> InFlight:
         """Start the copies."""
         if not sampled.tokens.is_cuda:
-            return InFlight(samples, sampled.tokens, sampled.finite, sampled, None)
+            return InFlight(samples, sampled.tokens, sampled.finite, sampled, None, sampled.kept)
         tokens = sampled.tokens.to("cpu", non_blocking=True)
         finite = sampled.finite.to("cpu", non_blocking=True)
+        kept = None if sampled.kept is None else sampled.kept.to("cpu", non_blocking=True)
         arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         arrived.record()
-        return InFlight(samples, tokens, finite, sampled, arrived)
+        return InFlight(samples, tokens, finite, sampled, arrived, kept)
+
+    def results(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, dict[int, list[int]]]:
+        """Wait; for each row that sampled its index in the plan and its new token; which positions were kept; and
+        by index the drafted tokens that were right."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        index, drafts = self.samples.index, self.samples.drafts
+        if drafts is None or self.kept is None:
+            return index, self.tokens.numpy(), None, {}
+        index, kept = index[drafts.firsts], self.kept.numpy()
+        tokens, accepted = gather_results(drafts, self.tokens.numpy(), kept, index)
+        return index, tokens, kept, accepted
 
 
 class Pending:
@@ -141,7 +165,7 @@ class Pending:
         rows: Rows,
         sampled: InFlight | None,
         prompt_logprobs: PromptLogprobs,
-        forget: Callable[[int], None],
+        forget: Callable[[int, int], None],
     ) -> None:
         self._plan, self._rows, self._sampled = plan, rows, sampled
         self._prompt_logprobs, self._forget = prompt_logprobs, forget
@@ -149,26 +173,28 @@ class Pending:
 
     def result(self) -> StepResult:
         tokens = np.full(len(self._plan.rows), -1, np.int64)
-        logprobs: dict[int, RowLogprobs] = {}
+        logprobs: dict[int, list[RowLogprobs]] = {}
         failed: dict[int, str] = {}
+        accepted: dict[int, list[int]] = {}
         if self._sampled is not None:
             flight, index = self._sampled, self._sampled.samples.index
-            if flight.arrived is not None:
-                flight.arrived.synchronize()
-            tokens[index] = flight.tokens.numpy()
+            sampled_rows, last, kept, accepted = flight.results()
+            tokens[sampled_rows] = last
             if flight.sampled.logprobs is not None:
-                logprobs = {int(index[at]): one for at, one in flight.sampled.logprobs.to_host().items()}
+                for at, one in flight.sampled.logprobs.to_host().items():
+                    if kept is None or kept[at]:
+                        logprobs.setdefault(int(index[at]), []).append(one)
             finite = flight.finite.numpy()
-            failed = {} if finite.all() else self._failures(index[~finite])
+            failed = {} if finite.all() else self._failures(np.unique(index[~finite]))
             failed |= {int(index[at]): reason for at, reason in flight.sampled.failed.items()}
         prompts = {
             at: [one for piece in pieces for one in piece.to_host()] for at, pieces in self._prompt_logprobs.items()
         }
-        return StepResult(self._plan.number, tokens, logprobs, prompts, failed)
+        return StepResult(self._plan.number, tokens, logprobs, prompts, failed, accepted)
 
     def _failures(self, broken: np.ndarray) -> dict[int, str]:
         for index in broken:
             row = self._plan.rows[index]
             if self._rows.generations[row] == self._generations[index]:
-                self._forget(row)
+                self._forget(row, self._plan.positions[index] + self._plan.counts[index])
         return {int(index): "The model's logits are not finite (NaN or infinity)." for index in broken}

@@ -12,16 +12,18 @@ from octavo.contracts.attention import StepBatch
 from octavo.contracts.executor import StepPlan
 from octavo.run.rows import Rows
 from octavo.run.upload import upload
+from octavo.run.verify import Drafts
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """The rows of a step that sample, in the order of the plan."""
+    """What a step samples, in the order of the plan. A row with a draft comes once for each of its positions."""
 
     index: np.ndarray  # indices of the plan's rows
     rows: np.ndarray  # their row numbers
     device_rows: Tensor  # the same, on the device
     positions: np.ndarray  # position in its sequence of the token being sampled
+    drafts: Drafts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class StepInputs:
     token_ids: Tensor  # int64 [tokens]
     batch: StepBatch
     samples: Samples
-    sampled_tokens: Tensor  # int64: index in the batch of each sampling row's last token
+    sampled_tokens: Tensor  # int64: index in the batch of each token after which one is sampled
 
 
 def build_step(plan: StepPlan, rows: Rows, block_size: int, device: torch.device) -> StepInputs:
@@ -49,10 +51,16 @@ def build_step(plan: StepPlan, rows: Rows, block_size: int, device: torch.device
     slots += positions % block_size
     unknown = positions >= rows.known[of_token]
     known = np.where(unknown, 0, rows.tokens[of_token, positions])
+    for place, draft in plan.drafts.items():
+        behind = slice(starts[place + 1] - len(draft), starts[place + 1])
+        known[behind], unknown[behind] = draft, False
     index = np.flatnonzero(plan.samples)
-    sent = upload(
-        (known, positions, slots, numbers, lengths, starts, starts[1:][index] - 1, numbers[index]), device
-    )
+    drafts, back = Drafts.of(plan, index, device), 0
+    if drafts is not None:
+        index = np.repeat(index, drafts.lengths + 1)
+        back = np.repeat(drafts.lengths, drafts.lengths + 1) - drafts.places
+    sampled = starts[1:][index] - 1 - back
+    sent = upload((known, positions, slots, numbers, lengths, starts, sampled, numbers[index]), device)
     ids = sent[0]
     if unknown.any():
         late, of_late = upload((np.flatnonzero(unknown), of_token[unknown]), device)
@@ -70,5 +78,5 @@ def build_step(plan: StepPlan, rows: Rows, block_size: int, device: torch.device
         query_lens_host=counts,
         block_tables_host=rows.block_tables[numbers, :width],
     )
-    samples = Samples(index, numbers[index], sent[7], lengths[index])
+    samples = Samples(index, numbers[index], sent[7], lengths[index] - back, drafts)
     return StepInputs(ids, batch, samples, sent[6])

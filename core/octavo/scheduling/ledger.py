@@ -114,6 +114,13 @@ class Ledger:
             self.pool.publish(request.blocks[index], hashes[index])
         request.published = full
 
+    def trim(self, request: Request) -> None:
+        """Give back blocks behind the computed tokens: their drafts were wrong. Nothing in them was published."""
+        keep = self.blocks_for(request.computed)
+        if len(request.blocks) > keep:
+            self.pool.release(request.blocks[keep:])
+            del request.blocks[keep:]
+
     def preempt(self, request: Request) -> None:
         """A running request waits again. Its tokens stay, their keys and values go."""
         self._give_back(request)
@@ -140,6 +147,7 @@ class Ledger:
         request.row = -1
         self.adapters.release(request.adapter_key)
         request.blocks = []
+        request.drafts = []
         request.computed = request.published = 0
 
     def blocks_for(self, tokens: int) -> int:

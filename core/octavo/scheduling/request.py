@@ -33,11 +33,14 @@ class Request:
     eos_ids: frozenset[int] = frozenset()
     seed: int = 0
     bad_word_ids: list[list[int]] = field(default_factory=list)
+    speculates: bool = True  # whether tokens may be drafted, where the engine has a proposer
 
     output_ids: list[int] = field(default_factory=list, init=False)
     known: int = field(default=0, init=False)  # prompt + output + pending tokens
     pending: int = field(default=0, init=False)  # sampled tokens that are still on the device
     computed: int = field(default=0, init=False)  # tokens whose keys and values are, or are being, computed
+    drafts: list[int] = field(default_factory=list, init=False)  # guessed for the coming step; not known
+    drafted: int = field(default=0, init=False)  # guessed tokens being verified, behind the computed ones
     limit: int = field(default=0, init=False)  # most tokens of prompt and output together
     row: int = field(default=-1, init=False)  # -1 while waiting
     adapter_slot: int = field(default=0, init=False)  # of its adapter on the device, while it runs

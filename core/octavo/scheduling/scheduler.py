@@ -18,6 +18,9 @@ a prompt, a part of a prompt, or a recomputation: all the same here.
    the very same step may share it: in each layer, all keys and values are written before any is read.
 5. `schedule` may be called again before `update` has brought the last step's tokens (overlap): these count as
    known, for the device has them. A preempted request waits for its own before it is readmitted.
+6. With a proposer, a decode may compute guessed tokens behind its missing one. They are not known and don't count
+   as computed: `update` adds those that turned out right to both, and takes back the blocks of the others. Drafts
+   get tokens before prompts do, and blocks only while everyone who runs could have one more.
 
 Both lines, running and waiting, are in order of arrival. An answer that outgrows what the whole pool can hold
 ends with "length": that depends on sizes alone, never on who else is running.
@@ -26,7 +29,8 @@ ends with "length": that depends on sizes alone, never on who else is running.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from octavo.cache.blocks import BlockPool, EngineInvariantError
 from octavo.contracts.api import EngineStats
@@ -37,6 +41,7 @@ from octavo.scheduling.adapters import AdapterSlots
 from octavo.scheduling.guard import PolicyGuard
 from octavo.scheduling.ledger import Ledger
 from octavo.scheduling.request import Request
+from octavo.scheduling.speculator import Speculator
 from octavo.scheduling.step import Progress, Scheduled, StepBuilder
 
 
@@ -55,6 +60,7 @@ class Scheduler:
         max_length: int,
         max_queue: int,
         prefix_caching: bool,
+        speculator: Speculator | None = None,
         clock: Callable[[], float] = time.monotonic,
         adapters: AdapterSlots | None = None,
     ) -> None:
@@ -66,6 +72,7 @@ class Scheduler:
         self._max_batch_tokens = max_batch_tokens
         self._max_length = max_length
         self._max_queue = max_queue
+        self._speculator = speculator
         self._clock = clock
 
     @property
@@ -100,7 +107,7 @@ class Scheduler:
         """End a request wherever it is; ``None`` if it is unknown or has ended. Tokens in flight are dropped."""
         request = self._ledger.get(request_id)
         if request is not None:
-            self._ledger.finish(request, "abort")
+            self._finish(request, "abort")
         return request
 
     def schedule(self) -> Scheduled | None:
@@ -111,11 +118,17 @@ class Scheduler:
         ledger = self._ledger
         step = StepBuilder(ledger.counters.steps + 1, self._max_batch_tokens)
         if ledger.running:
+            if self._speculator is not None:
+                self._speculator.draft(ledger.running, self._max_batch_tokens)
             self._serve(step)
         if ledger.waiting and ledger.free_rows and not step.preempted:
             self._admit(step)
         scheduled = step.build(ledger.ends, ledger.adapters.changes)
         if scheduled is not None:
+            if self._speculator is not None:
+                self._speculator.released(ledger.ends)
+                if step.decoding == scheduled.plan.num_tokens:
+                    self._speculator.launching(step.number, step.decoding, self._clock())
             ledger.ends = []
             ledger.adapters.changes = []
             ledger.counters.steps += 1
@@ -129,6 +142,8 @@ class Scheduler:
         plan = scheduled.plan
         if result.number != plan.number or len(result.tokens) != len(plan.rows):
             raise EngineInvariantError(f"The result of step {result.number} is not that of step {plan.number}.")
+        if self._speculator is not None:
+            self._speculator.finished(plan.number, self._clock())
         tokens = result.tokens.tolist()
         progress = []
         for index, request in enumerate(scheduled.requests):
@@ -136,21 +151,35 @@ class Scheduler:
                 continue
             if index in result.failed:
                 self._pool.forget(request.hashes)  # what spoilt its logits may be in the cache
-                self._ledger.finish(request, "error")
+                self._finish(request, "error")
                 progress.append(Progress(request, [], finish_reason="error", error=result.failed[index]))
                 continue
             scores = result.prompt_logprobs.get(index)
             if scores:
                 scores = _undelivered(request, plan.positions[index], scores)
             if plan.samples[index]:
-                progress.append(self._take(request, tokens[index], result.logprobs.get(index), scores))
+                accepted = result.accepted.get(index, [])
+                if index in plan.drafts:
+                    self._settle(request, len(plan.drafts[index]), len(accepted))
+                fresh = [*accepted, tokens[index]]
+                progress.append(self._take(request, fresh, result.logprobs.get(index), scores))
             elif scores:
                 progress.append(Progress(request, [], None, scores))
         return progress
 
     def stats(self) -> EngineStats:
         """Figures as of now."""
-        return self._ledger.stats()
+        stats, speculator = self._ledger.stats(), self._speculator
+        if speculator is None:
+            return stats
+        return replace(
+            stats,
+            drafts=speculator.drafts,
+            drafted=speculator.drafted,
+            accepted=speculator.accepted,
+            accepted_at=speculator.accepted_at,
+            speculation_off=speculator.off,
+        )
 
     def reset_prefix_cache(self) -> None:
         """No later request starts behind what was computed before now."""
@@ -168,17 +197,26 @@ class Scheduler:
                 break
             request = running[index]
             known, computed = request.known, request.computed
-            if request.row < 0 or known >= request.limit:
-                continue  # preempted just now, or its last token is in flight
+            if request.row < 0 or known >= request.limit or request.drafted:
+                continue  # preempted just now, or its last token or a draft is in flight
             count = known - computed
+            drafts = self._affordable(request, step) if request.drafts else []
             if count > 1:
                 count = min(count, self._prompt_budget(step))
                 if not count:
                     continue
                 step.prompt_left -= count
-            if computed + count > len(request.blocks) * block_size and not self._extend(request, count, step):
+            tokens = count + len(drafts)
+            if computed + tokens > len(request.blocks) * block_size and not self._extend(request, tokens, step):
                 continue
-            self._grant(request, count, step)
+            self._grant(request, count, step, drafts)
+
+    def _affordable(self, request: Request, step: StepBuilder) -> list[int]:
+        """As much of a request's draft as takes no block that a running request may need for its next token."""
+        end = request.known
+        spare = max(0, self._pool.free_count - len(self._ledger.running))
+        blocks = max(len(request.blocks), self._ledger.blocks_for(end)) + spare
+        return request.drafts[: max(0, min(step.budget - 1, blocks * self._block_size - end))]
 
     def _extend(self, request: Request, count: int, step: StepBuilder) -> bool:
         """Blocks for ``count`` more tokens; False when the request itself was preempted for want of them."""
@@ -226,11 +264,12 @@ class Scheduler:
         self._grant(request, count, step)
         return True
 
-    def _grant(self, request: Request, count: int, step: StepBuilder) -> None:
+    def _grant(self, request: Request, count: int, step: StepBuilder, drafts: Sequence[int] = ()) -> None:
         computed = request.computed = request.computed + count
         request.granted = step.number
+        request.drafted = len(drafts)
         sample = computed == request.known
-        step.grant(request, count, sample)
+        step.grant(request, count, sample, drafts)
         if sample:
             request.pending += 1
             request.known += 1
@@ -241,13 +280,13 @@ class Scheduler:
         """Tokens that prompts may still use in this step. The policy is asked once, and only if need be."""
         if step.prompt_left < 0:
             coming = sum(
-                1
+                1 + len(request.drafts)
                 for request in self._ledger.running
                 if request.granted != step.number
                 and request.known - request.computed == 1
                 and request.known < request.limit
             )
-            decodes, left = len(step.singles) + coming, max(0, step.budget - coming)
+            decodes, left = step.decoding + coming, max(0, step.budget - coming)
             step.prompt_left = self._policy.prefill_budget(self._load(), decodes, left) if left else 0
             if left and not decodes:
                 step.prompt_left = max(1, step.prompt_left)  # a policy may slow prompts, not stop the engine
@@ -268,28 +307,61 @@ class Scheduler:
             block_size=self._block_size,
         )
 
+    def _settle(self, request: Request, drafted: int, accepted: int) -> None:
+        """A draft was verified; its right tokens are about to be taken."""
+        if accepted > drafted:
+            raise EngineInvariantError(f"Request {request.id} had {drafted} drafted tokens; {accepted} came back.")
+        request.drafted = 0
+        if self._speculator is not None:
+            self._speculator.verified(request, drafted, accepted)
+
     def _take(
-        self, request: Request, token: int, logprob: RowLogprobs | None, scores: list[RowLogprobs] | None
+        self,
+        request: Request,
+        fresh: list[int],
+        logprobs: list[RowLogprobs] | None,
+        scores: list[RowLogprobs] | None,
     ) -> Progress:
-        """One sampled token of a request that has not ended; it ends here if this was the last."""
-        if token < 0:
+        """The new tokens of a request that has not ended: one, and before it those that a draft had right. It
+        ends here if the last was among them; what lies behind that is dropped."""
+        if fresh[-1] < 0:
             raise EngineInvariantError(f"Request {request.id} was to be sampled, but no token came back.")
+        outputs, reason = request.output_ids, None
+        first = not outputs
+        for count, token in enumerate(fresh, 1):
+            outputs.append(token)
+            reason = _ending(request, token)
+            if reason:
+                fresh = fresh[:count]
+                break
+        extra = len(fresh) - 1
         request.pending -= 1
-        request.output_ids.append(token)
-        self._ledger.counters.generated_tokens += 1
-        first = len(request.output_ids) == 1
-        if request.computed >= (request.published + 1) * self._block_size:
-            self._ledger.publish(request)
-        reason = None
-        if token in request.stop_ids and len(request.output_ids) >= request.params.min_tokens:
-            reason = "stop"
-            end_of_text = token in request.eos_ids and not request.params.ignore_eos
-            request.stop_reason = None if end_of_text else token
-        elif request.known - request.pending >= request.limit:
-            reason = "length"
+        request.known += extra
+        self._ledger.counters.generated_tokens += extra + 1
+        if request.row >= 0:  # else it was preempted meanwhile, and nothing of it is in the cache
+            request.computed += extra
+            if request.computed >= (request.published + 1) * self._block_size:
+                self._ledger.publish(request)
+            if self._speculator is not None:
+                self._ledger.trim(request)
         if reason:
-            self._ledger.finish(request, reason)
-        return Progress(request, [token], [logprob] if logprob else None, scores, reason, first)
+            self._finish(request, reason)
+        return Progress(request, fresh, logprobs[: len(fresh)] if logprobs else None, scores, reason, first)
+
+    def _finish(self, request: Request, reason: str) -> None:
+        self._ledger.finish(request, reason)
+        if self._speculator is not None:
+            self._speculator.ended(request)
+
+
+def _ending(request: Request, token: int) -> str | None:
+    """Why the request ends with ``token``, the last of its outputs; ``None`` if it goes on."""
+    outputs = request.output_ids
+    if token in request.stop_ids and len(outputs) >= request.params.min_tokens:
+        end_of_text = token in request.eos_ids and not request.params.ignore_eos
+        request.stop_reason = None if end_of_text else token
+        return "stop"
+    return "length" if len(request.prompt_ids) + len(outputs) >= request.limit else None
 
 
 def _undelivered(request: Request, start: int, scores: list[RowLogprobs]) -> list[RowLogprobs] | None:

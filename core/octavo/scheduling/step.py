@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -41,11 +42,14 @@ class StepBuilder:
     __slots__ = (
         "_blocks",
         "_chunk_counts",
+        "_chunk_positions",
         "_chunk_samples",
         "_chunks",
+        "_drafts",
         "_single_samples",
         "_starts",
         "budget",
+        "decoding",
         "number",
         "preempted",
         "prompt_left",
@@ -57,11 +61,14 @@ class StepBuilder:
         self.budget = budget  # tokens not handed out yet
         self.prompt_left = -1  # the part of it open to prompts; -1: the policy was not asked yet
         self.preempted = False
+        self.decoding = 0  # tokens of decodes, their drafts included
         self.singles: list[Request] = []  # rows of one token: they come first in a plan
         self._single_samples: list[bool] = []
         self._chunks: list[Request] = []
         self._chunk_samples: list[bool] = []
         self._chunk_counts: list[int] = []
+        self._chunk_positions: list[int] = []
+        self._drafts: dict[int, list[int]] = {}  # by index into the chunks
         self._starts: list[RowStart] = []
         self._blocks: list[tuple[int, int, list[int]]] = []
 
@@ -85,32 +92,38 @@ class StepBuilder:
         """``blocks`` are about to be appended to the request's block table."""
         self._blocks.append((request.row, len(request.blocks), blocks))
 
-    def grant(self, request: Request, count: int, sample: bool) -> None:
-        """Compute ``count`` tokens of ``request``; ``request.computed`` includes them already."""
-        self.budget -= count
-        if count == 1:
+    def grant(self, request: Request, count: int, sample: bool, drafts: Sequence[int] = ()) -> None:
+        """Compute ``count`` tokens of ``request``, which ``request.computed`` includes already, and ``drafts``."""
+        tokens = count + len(drafts)
+        self.budget -= tokens
+        if tokens == 1:
+            self.decoding += 1
             self.singles.append(request)
             self._single_samples.append(sample)
-        else:
-            self._chunks.append(request)
-            self._chunk_samples.append(sample)
-            self._chunk_counts.append(count)
+            return
+        if drafts:
+            self.decoding += tokens
+            self._drafts[len(self._chunks)] = list(drafts)
+        self._chunks.append(request)
+        self._chunk_samples.append(sample)
+        self._chunk_counts.append(tokens)
+        self._chunk_positions.append(request.computed - count)
 
     def build(self, ends: list[int], adapters: list[tuple[int, int]]) -> Scheduled | None:
         """The finished plan, or ``None`` when nothing was granted."""
         requests = self.singles + self._chunks
         if not requests:
             return None
-        counts = [1] * len(self.singles) + self._chunk_counts
         plan = StepPlan(
             number=self.number,
             ends=ends,
             starts=self._starts,
             blocks=self._blocks,
             rows=[request.row for request in requests],
-            positions=[request.computed - count for request, count in zip(requests, counts, strict=True)],
-            counts=counts,
+            positions=[request.computed - 1 for request in self.singles] + self._chunk_positions,
+            counts=[1] * len(self.singles) + self._chunk_counts,
             samples=self._single_samples + self._chunk_samples,
             adapters=adapters,
+            drafts={len(self.singles) + index: drafts for index, drafts in self._drafts.items()},
         )
         return Scheduled(plan, requests)

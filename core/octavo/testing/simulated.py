@@ -99,10 +99,12 @@ class SimulatedExecutor:
         self._check_shape(plan)
         work = list(zip(plan.rows, plan.positions, plan.counts, plan.samples, strict=True))
         written: set[tuple[int, int]] = set()
-        for row, position, count, _ in work:
-            self._write(row, position, count, written)
-        for row, position, count, _ in work:
-            self._read(row, position + count)
+        drafts = [plan.drafts.get(index, []) for index in range(len(work))]
+        digests = [self._rows[row].ahead(draft) for row, draft in zip(plan.rows, drafts, strict=True)]
+        for (row, position, count, _), known in zip(work, digests, strict=True):
+            self._write(row, position, count, known, written)
+        for (row, position, count, _), known in zip(work, digests, strict=True):
+            self._read(row, position + count, known)
         return SimulatedStep(self._sample(plan))
 
     def stop(self) -> None:
@@ -141,14 +143,19 @@ class SimulatedExecutor:
             _require(plan.num_tokens <= self._max_batch_tokens, f"The step has {plan.num_tokens} tokens.")
         for index, row in enumerate(plan.rows):
             _require(row in self._rows, f"Row {row} computes, but it was not started.")
+            draft = plan.drafts.get(index, [])
+            _require(all(0 <= token < self._vocab_size for token in draft), f"Row {row} has an impossible draft.")
             end = plan.positions[index] + plan.counts[index]
-            known = len(self._rows[row].tokens)
+            known = len(self._rows[row].tokens) + len(draft)
+            _require(not draft or end == known, f"Row {row} has a draft, but is not complete.")
             _require(end <= known, f"Row {row} computes up to position {end}, but only {known} tokens are known.")
             _require(
                 plan.samples[index] == (end == known), f"Row {row} must sample if, and only if, it is complete."
             )
 
-    def _write(self, row: int, position: int, count: int, written: set[tuple[int, int]]) -> None:
+    def _write(
+        self, row: int, position: int, count: int, digests: list[int], written: set[tuple[int, int]]
+    ) -> None:
         state = self._rows[row]
         if state.computed < 0:  # the first chunk: what lies before it is taken from the prefix cache
             _require(position % self._block_size == 0, f"Row {row} starts at {position}, inside a block.")
@@ -162,14 +169,14 @@ class SimulatedExecutor:
             block, offset = state.table[place // self._block_size], place % self._block_size
             _require((block, offset) not in written, f"Two rows write slot {offset} of block {block}.")
             written.add((block, offset))
-            self._cache[block][offset] = state.digests[place]
+            self._cache[block][offset] = digests[place]
         state.computed = position + count
 
-    def _read(self, row: int, end: int) -> None:
+    def _read(self, row: int, end: int, digests: list[int]) -> None:
         """All positions before ``end`` must hold what this row's own tokens would have put there."""
         state, size = self._rows[row], self._block_size
         for index in range(-(-end // size)):
-            expected = state.digests[index * size : min((index + 1) * size, end)]
+            expected = digests[index * size : min((index + 1) * size, end)]
             block = state.table[index]
             if self._cache[block][: len(expected)] != expected:
                 raise EngineInvariantError(
@@ -190,12 +197,28 @@ class SimulatedExecutor:
                 if scores:
                     result.prompt_logprobs[index] = scores
             if plan.samples[index]:
-                token = state.next_token(self._vocab_size)
+                fresh = self._new_tokens(state, plan.drafts.get(index, []))
                 if state.start.params.logprobs is not None:
-                    result.logprobs[index] = state.score(end - 1, token)
-                state.append(token)
-                tokens[index] = -1 if index in result.failed else token
+                    known = len(state.tokens) - len(fresh)
+                    result.logprobs[index] = [state.score(known - 1 + i, token) for i, token in enumerate(fresh)]
+                if len(fresh) > 1:
+                    result.accepted[index] = fresh[:-1]
+                tokens[index] = -1 if index in result.failed else fresh[-1]
         return result
+
+    def _new_tokens(self, state: _Row, draft: list[int]) -> list[int]:
+        """Tokens while they are those of the draft, and the first that is not. What the draft had wrong is undone:
+        the row has computed nothing of it, and its blocks are gone."""
+        fresh = [state.next_token(self._vocab_size)]
+        state.append(fresh[0])
+        for guess in draft:
+            if guess != fresh[-1]:
+                break
+            fresh.append(state.next_token(self._vocab_size))
+            state.append(fresh[-1])
+        state.computed = len(state.tokens) - 1
+        del state.table[-(-state.computed // self._block_size) :]
+        return fresh
 
 
 @dataclass(slots=True)
@@ -217,6 +240,13 @@ class _Row:
         parent = self.digests[-1] if self.digests else self.adapter
         self.tokens.append(token)
         self.digests.append(hash((parent, token)))  # integers: the same in every process
+
+    def ahead(self, draft: Sequence[int]) -> list[int]:
+        """Digests of the known tokens and of ``draft`` behind them."""
+        digests = self.digests
+        for token in draft:
+            digests = [*digests, hash((digests[-1], token))]
+        return digests
 
     def next_token(self, vocab_size: int) -> int:
         token = hash((self.digests[-1], self.start.seed)) % vocab_size

@@ -7,18 +7,21 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from octavo.cache.blocks import BlockPool
 from octavo.cache.prefix import extend, root_hash
+from octavo.contracts.proposer import Draft
 from octavo.errors import OverloadedError, RequestError
 from octavo.params import SamplingParams
 from octavo.scheduling.adapters import AdapterSlots
 from octavo.scheduling.policies import FcfsPolicy, PriorityPolicy
 from octavo.scheduling.request import Request
 from octavo.scheduling.scheduler import Scheduler
+from octavo.scheduling.speculator import Speculator
 from octavo.testing.simulated import VOCABULARY, SimulatedExecutor, expected_answer
 from octavo.testing.trial import StepLoop
 
@@ -43,6 +46,49 @@ class RandomPolicy:
         return self.random.randint(0, budget)
 
 
+class Guesser:
+    """A proposer that knows the answers, and is wrong now and then."""
+
+    max_tokens = 6
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.random = Random(trace.world.seed)
+        self.rows: dict[int, list[int]] = {}
+
+    def reserve(self, row, tokens):
+        assert row not in self.rows
+        self.rows[row] = list(tokens)
+
+    def release(self, row):
+        del self.rows[row]
+
+    def propose(self, rows):
+        drafts = [self.guess(row) for row in rows]
+        lengths = np.array([len(draft) for draft in drafts])
+        tokens = np.full((len(drafts), self.max_tokens), VOCABULARY - 1)
+        for index, draft in enumerate(drafts):
+            tokens[index, : len(draft)] = draft
+        return Draft(tokens, lengths)
+
+    def guess(self, asked):
+        request = next(request for request in self.trace.scheduler._ledger.running if request.row == asked.row)
+        self.rows[asked.row] += asked.fresh
+        assert self.rows[asked.row] == request.prompt_ids + request.output_ids
+        rightness = {"good": 1.0, "poor": 0.6}[self.trace.world.guesses]
+        answer = expected_answer(
+            request.prompt_ids,
+            request.params,
+            max_tokens=len(request.output_ids) + asked.limit,
+            seed=request.seed,
+            adapter_slot=request.adapter_slot,
+            stop_ids=sorted(request.stop_ids),
+        )
+        draft = answer[len(request.output_ids) :]
+        draft = [token if self.random.random() < rightness else (token + 1) % VOCABULARY for token in draft]
+        return draft[: self.random.randint(0, len(draft))] if rightness < 1 else draft
+
+
 @dataclass(frozen=True)
 class World:
     """The engine's limits."""
@@ -57,6 +103,7 @@ class World:
     max_length: int
     prefix_caching: bool
     adapter_slots: int = 2
+    guesses: str = "none"  # how good drafts are
 
     @property
     def blocks(self) -> int:
@@ -83,6 +130,10 @@ class Trace:
     def __init__(self, world: World) -> None:
         self.world = world
         self.pool = BlockPool(world.blocks + 1)
+        self.guesser = Guesser(self)
+        self.speculator = None
+        if world.guesses != "none":
+            self.speculator = Speculator(self.guesser, "guesser", VOCABULARY, world.max_sequences)
         self.scheduler = Scheduler(
             pool=self.pool,
             policy=world.make_policy(),
@@ -94,6 +145,8 @@ class Trace:
             max_queue=24,
             prefix_caching=world.prefix_caching,
             adapters=AdapterSlots(world.adapter_slots),
+            speculator=self.speculator,
+            clock=lambda: 0.0,
         )
         self.executor = SimulatedExecutor(
             num_blocks=world.blocks + 1,
@@ -181,6 +234,9 @@ class Trace:
         assert self.pool.free_count == self.world.blocks
         assert stats.preemptions == sum(request.preemptions for request in self.requests)
         assert stats.prefix_hits <= stats.prefix_queries
+        assert stats.speculation_off == ""
+        assert stats.drafts <= stats.drafted >= stats.accepted == sum(stats.accepted_at)
+        assert stats.accepted_at == tuple(sorted(stats.accepted_at, reverse=True))
         self.verify_rows()
 
     def verify_request(self, request: Request, answer: Answer) -> None:
@@ -221,6 +277,7 @@ class Trace:
         while not self.loop.idle:
             self.loop.step()
         assert len(self.executor.active_rows) == 1
+        assert len(self.guesser.rows) <= 1
 
 
 worlds = st.builds(
@@ -235,6 +292,7 @@ worlds = st.builds(
     max_length=st.integers(20, 100),
     prefix_caching=st.sampled_from([True, True, True, False]),
     adapter_slots=st.integers(1, 3),
+    guesses=st.sampled_from(["none", "good", "poor"]),
 )
 arrivals = st.fixed_dictionaries(
     {
@@ -349,12 +407,13 @@ def test_every_answer_is_that_of_an_undisturbed_run_in_busy_traces(world, seed):
     play(world, random_script(Random(seed)))
 
 
+@pytest.mark.parametrize("guesses", ["none", "good", "poor"])
 @pytest.mark.parametrize("depth", [0, 1])
 @pytest.mark.parametrize("policy", ["fcfs", "priority", "random"])
-def test_a_long_busy_day(policy, depth):
+def test_a_long_busy_day(policy, depth, guesses):
     """Thousands of steps of one engine with a pool so small that it preempts all the time."""
     random = Random(f"{policy} {depth}")
-    trace = Trace(World(policy, 1, depth, 4, 80, 6, 24, 70, True))
+    trace = Trace(World(policy, 1, depth, 4, 80, 6, 24, 70, True, guesses))
     while trace.steps < 1500:
         if random.random() < 0.25 and trace.scheduler.stats().waiting < 20:
             trace.add(make_request(len(trace.requests), random_arrival(random)))
@@ -364,5 +423,8 @@ def test_a_long_busy_day(policy, depth):
     trace.drain()
     stats = trace.scheduler.stats()
     assert len(trace.requests) > 100
-    assert stats.preemptions > 20
+    assert stats.preemptions > (20 if guesses == "none" else 0)
     assert stats.prefix_hits > 100
+    if depth == 0 and guesses != "none":
+        assert stats.accepted > 100
+        assert stats.accepted < stats.drafted or guesses == "good"

@@ -109,7 +109,7 @@ def test_logprobs_come_with_their_token(make_scheduler, make_request, finish_ste
     scheduler = make_scheduler()
     scheduler.add(make_request(params=SamplingParams(logprobs=1)))
     (entry,) = scores(7)
-    (progress,) = finish_step(scheduler, scheduler.schedule(), logprobs={0: entry})
+    (progress,) = finish_step(scheduler, scheduler.schedule(), logprobs={0: [entry]})
     assert progress.logprobs == [entry]
     assert progress.prompt_logprobs is None
 

@@ -151,7 +151,7 @@ def test_poisoned_rows_fail_and_logprobs_come_where_asked_for():
     device = SimulatedExecutor(num_blocks=6, block_size=4)
     params = SamplingParams(logprobs=0, prompt_logprobs=0)
     result = device.launch(plan(starts=[start(0, params=params)])).result()
-    assert result.logprobs[0].token == result.tokens[0]
+    assert result.logprobs[0][0].token == result.tokens[0]
     assert [score.token for score in result.prompt_logprobs[0]] == PROMPT[1:]
 
 
@@ -194,3 +194,38 @@ def test_a_policy_that_starves_or_lies_is_found():
         try_policy(Never(), JOBS, max_steps=50)
     with pytest.raises(PluginError, match="Scheduling policy 'Wrong'"):
         try_policy(Wrong(), JOBS)
+
+
+def test_a_right_draft_brings_its_tokens_and_one_more(device):
+    first, *rest = expected_answer(PROMPT, SamplingParams(logprobs=0), max_tokens=6)
+    assert device.launch(plan(1, starts=[start(0, params=SamplingParams(logprobs=0))])).result().tokens[0] == first
+    result = device.launch(decode(2, 6, counts=[4], drafts={0: rest[:3]}, blocks=[(0, 2, [3])])).result()
+    assert [*result.accepted[0], result.tokens[0]] == rest[:4]
+    assert [score.token for score in result.logprobs[0]] == rest[:4]
+    assert device.launch(decode(3, 10)).result().tokens[0] == rest[4]
+
+
+def test_a_wrong_draft_is_undone_with_its_blocks(device):
+    rest = expected_answer(PROMPT, SamplingParams(), max_tokens=6)[1:]
+    device.launch(plan(1))
+    wrong = (rest[1] + 1) % 64
+    result = device.launch(decode(2, 6, counts=[4], drafts={0: [rest[0], wrong, 0]}, blocks=[(0, 2, [3])])).result()
+    assert [*result.accepted[0], result.tokens[0]] == rest[:2]
+    with pytest.raises(EngineInvariantError, match="blocks for 8 tokens, not for 9"):
+        device.launch(decode(3, 8))
+    result = device.launch(decode(4, 8, blocks=[(0, 2, [4])])).result()
+    assert (result.accepted, result.tokens[0]) == ({}, rest[2])
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"counts": [2], "drafts": {0: [64]}}, "an impossible draft"),
+        ({"counts": [1], "drafts": {0: [1]}}, "has a draft, but is not complete"),
+        ({"counts": [3], "drafts": {0: [1]}}, "has a draft, but is not complete"),
+    ],
+)
+def test_drafts_that_no_device_could_run(device, fields, problem):
+    device.launch(plan(1))
+    with pytest.raises(EngineInvariantError, match=problem):
+        device.launch(decode(2, 6, **fields))

@@ -7,6 +7,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from octavo.contracts.api import EngineStats
 from octavo.testing.client import ScriptedClient
 
+PER_POSITION = "spec_decode_num_accepted_tokens_per_pos"
+
 
 def figures(api):
     response = api.get("/metrics")
@@ -39,6 +41,11 @@ def test_engine_figures(make_api):
         prompt_tokens=1100,
         generated_tokens=77,
         steps=9,
+        drafts=10,
+        drafted=40,
+        accepted=25,
+        accepted_at=(9, 8, 5, 3),
+        speculation_off="proposer 'x' was switched off: it crashed",
     )
     found = figures(make_api(ScriptedClient(figures=stats)))
     expected = {
@@ -51,9 +58,15 @@ def test_engine_figures(make_api):
         "prompt_tokens_total": 1100,
         "generation_tokens_total": 77,
         "engine_steps_total": 9,
+        "spec_decode_num_drafts_total": 10,
+        "spec_decode_num_draft_tokens_total": 40,
+        "spec_decode_num_accepted_tokens_total": 25,
+        "spec_decode_off": 1,
         "engine_heartbeat_age_seconds": 0.01,
     }
     assert {name: value(found, name) for name in expected} == expected
+    per_position = [value(found, f"{PER_POSITION}_total", f"position={position}") for position in range(4)]
+    assert per_position == [9, 8, 5, 3]
     octavos = [sample for sample in found.values() if "http_requests" not in sample.name]
     assert all(sample.labels["model_name"] == "scripted" for sample in octavos)
 

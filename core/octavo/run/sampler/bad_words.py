@@ -62,8 +62,10 @@ class BadWords:
         subset = self._flags.select(layout)
         if subset is None:
             return False
-        flat, rows, beginnings = layout.once(self, lambda: self._upload(subset))
+        flat, index, rows, beginnings = layout.once(self, lambda: self._upload(subset))
         ends = self._ends[rows, self._ends.shape[1] - beginnings.shape[1] :]
+        if layout.drafts is not None:
+            ends = layout.drafts.shifted(ends, index)
         matched = ((beginnings == ends) | (beginnings == ANY)).all(dim=1)
         # The smaller of the logit and ±inf: right in any order where two words end in the same token.
         bars = torch.where(matched, -torch.inf, torch.inf)
@@ -78,8 +80,8 @@ class BadWords:
         ends = torch.cat([ends[:, 1:], subset.take(tokens).unsqueeze(1)], dim=1)
         self._ends.index_copy_(0, subset.device_rows, ends)
 
-    def _upload(self, subset: Subset) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """For the batch's words: place in the flattened logits, row, beginning."""
+    def _upload(self, subset: Subset) -> tuple[torch.Tensor, IntArray, torch.Tensor, torch.Tensor]:
+        """For the batch's words: place in the flattened logits, place in the batch, row, beginning."""
         words = [self._words[row] for row in subset.rows.tolist()]
         counts = [len(each.lasts) for each in words]
         width = max(each.beginnings.shape[1] for each in words)
@@ -89,9 +91,9 @@ class BadWords:
             beginnings[filled : filled + count, width - each.beginnings.shape[1] :] = each.beginnings
             filled += count
         lasts = np.concatenate([each.lasts for each in words])
-        flat = np.repeat(subset.index, counts) * self._vocab_size + lasts
-        rows = np.repeat(subset.rows, counts)
-        return upload(flat, self._device), upload(rows, self._device), upload(beginnings, self._device)
+        index, rows = np.repeat(subset.index, counts), np.repeat(subset.rows, counts)
+        flat = index * self._vocab_size + lasts
+        return upload(flat, self._device), index, upload(rows, self._device), upload(beginnings, self._device)
 
     def _widen(self, width: int) -> None:
         """Room for ends of ``width`` tokens; those kept so far stay as they are, at the right."""

@@ -9,6 +9,7 @@ import torch
 
 from octavo.contracts.executor import RowStart
 from octavo.run.sampler.rows import IntArray, Layout, RowFlags, Subset, upload
+from octavo.run.verify import Drafts
 
 _IN_PROMPT = 1
 _OUTPUT = 2  # added for each output, so that half the number is the count of outputs
@@ -62,9 +63,18 @@ class Penalties:
             return False
         strengths = layout.once(self, lambda: self._strengths(subset))
         part = subset.take(logits)
-        _penalise(part, self._seen[subset.device_rows], strengths)
+        seen = self._seen[subset.device_rows]
+        if layout.drafts is not None:
+            self._count_drafted(seen, subset, layout.drafts)
+        _penalise(part, seen, strengths)
         subset.put(logits, part)
         return True
+
+    def _count_drafted(self, seen: torch.Tensor, subset: Subset, drafts: Drafts) -> None:
+        """Add to ``seen`` [m, vocab], a copy, the drafted tokens that come before each position."""
+        places, tokens = drafts.before(subset.index)
+        flat = upload(places * self._shape[1] + tokens, self._device)
+        seen.view(-1).scatter_add_(0, flat, torch.full_like(flat, _OUTPUT, dtype=torch.int32))
 
     def accept(self, layout: Layout, tokens: torch.Tensor) -> None:
         subset = self._flags.select(layout)

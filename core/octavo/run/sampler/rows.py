@@ -14,6 +14,8 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import torch
 
+from octavo.run.verify import Drafts
+
 T = TypeVar("T")
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
@@ -48,11 +50,15 @@ class Subset:
 
 
 class Layout:
-    """One composition of a batch: its rows in order, and facts derived from them, each derived once."""
+    """One composition of a batch: its rows in order, and facts derived from them, each derived once.
 
-    def __init__(self, rows: IntArray, device: torch.device) -> None:
+    With ``drafts`` a row stands there once for each of its positions, behind ever more drafted tokens.
+    """
+
+    def __init__(self, rows: IntArray, device: torch.device, drafts: Drafts | None = None) -> None:
         self.rows = rows
         self.device = device
+        self.drafts = drafts
         self._facts: dict[object, object] = {}
 
     def once(self, key: object, derive: Callable[[], T]) -> T:

@@ -23,6 +23,7 @@ from octavo.run.sampler.penalties import Penalties
 from octavo.run.sampler.processors import Processors
 from octavo.run.sampler.rows import IntArray, Layout, Subset, upload
 from octavo.run.sampler.top import TopKTopP
+from octavo.run.verify import Drafts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,13 +32,15 @@ class Sampled:
 
     ``tokens`` int64 [n] and ``finite`` bool [n] are on the device. Where ``finite`` is false the logits held NaN
     or +inf, or everything was barred, and the token means nothing (it is in range all the same). ``failed``, by
-    place in the batch: a plugin's error, known on the host.
+    place in the batch: a plugin's error, known on the host. ``kept`` bool [n], in a step with drafts: where all
+    drafted tokens before were right; other positions mean nothing.
     """
 
     tokens: torch.Tensor
     finite: torch.Tensor
     logprobs: SampledLogprobs | None
     failed: Mapping[int, str]
+    kept: torch.Tensor | None = None
 
 
 class Sampler:
@@ -106,14 +109,17 @@ class Sampler:
         for feature in self._features:
             feature.release(row)
 
-    def sample(self, logits: torch.Tensor, rows: IntArray, positions: IntArray) -> Sampled:
+    def sample(
+        self, logits: torch.Tensor, rows: IntArray, positions: IntArray, drafts: Drafts | None = None
+    ) -> Sampled:
         """One token for each of ``rows``.
 
         ``logits`` float32 [n, vocab] on the device, contiguous, may be overwritten. ``rows`` int64 [n]: distinct
-        rows. ``positions`` int64 [n]: where in its sequence each sampled token will stand, counted from 0.
+        rows, unless there are ``drafts``, which say what stands before each position. ``positions`` int64 [n]:
+        where in its sequence each sampled token will stand, counted from 0.
         """
         with torch.inference_mode():
-            layout = self._layout_of(rows)
+            layout = self._layout_of(rows) if drafts is None else Layout(rows, self._device, drafts)
             highest, tokens = logits.max(dim=1)  # NaN counts as highest
             finite = highest.isfinite()
             asked = self._logprobs.before(logits, layout)
@@ -124,12 +130,13 @@ class Sampler:
             if drawn is not None:
                 chosen = self._draw(drawn.take(logits), layout, drawn, positions)
                 tokens = chosen if drawn.whole else tokens.index_copy(0, drawn.device_index, chosen)
+            kept = None if drafts is None else drafts.kept(tokens)
             if any(changes):
-                finite &= logits.gather(1, tokens.unsqueeze(1)).squeeze(1) > -torch.inf
-            for feature in self._remembering:
-                feature.accept(layout, tokens)
+                possible = logits.gather(1, tokens.unsqueeze(1)).squeeze(1) > -torch.inf
+                finite &= possible if kept is None else possible | ~kept
+                self._accept(layout, tokens, kept)
             logprobs = None if asked is None else self._logprobs.after(asked, tokens)
-            return Sampled(tokens, finite, logprobs, self._plugins.failures(layout))
+            return Sampled(tokens, finite, logprobs, self._plugins.failures(layout), kept)
 
     def prompt_logprobs(self, logits: torch.Tensor, targets: torch.Tensor, count: int) -> Logprobs:
         """For prompt positions: ``logits`` float32 [m, vocab] and the token int64 [m] that followed each.
@@ -138,6 +145,19 @@ class Sampler:
         """
         with torch.inference_mode():
             return logprobs_of(logits, targets, count)
+
+    def _accept(self, layout: Layout, tokens: torch.Tensor, kept: torch.Tensor | None) -> None:
+        """Tell the features that remember of the tokens sampled: those that were ``kept``, a place at a time."""
+        if layout.drafts is None or kept is None:
+            for feature in self._remembering:
+                feature.accept(layout, tokens)
+            return
+        on_host = kept.cpu().numpy()  # waits for the device: drafts and steps in flight exclude each other anyway
+        for place in range(int(layout.drafts.places.max()) + 1):
+            index = np.flatnonzero(on_host & (layout.drafts.places == place))
+            inner, chosen = Layout(layout.rows[index], self._device), tokens[upload(index, self._device)]
+            for feature in self._remembering:
+                feature.accept(inner, chosen)
 
     def _layout_of(self, rows: IntArray) -> Layout:
         """The last step's layout where it still holds."""

@@ -1,0 +1,1 @@
+"""Proposers of Octavo, each an entry point of its own."""
