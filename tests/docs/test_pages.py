@@ -26,12 +26,14 @@ LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
 MACHINE = re.compile(r"(?<![\w.])/(work|tmp|home|root|Users|venv|opt|mnt|var|usr/local)(/|\b)")
 
 
-def test_blocks(page, read, desk):
+def test_blocks(page, read, root, desk):
     """In the page's order: files are written, Python runs, YAML is loaded."""
     blocks = read(page)
     assert {block.language for block in blocks} <= LANGUAGES, "every block names its language"
     if page == "docs/hooks.md":
         return  # example by example: test_hooks_page.py
+    if page.startswith("tests/sample_plugin/"):
+        _install(shutil.copytree(root / page.rpartition("/")[0], desk / "sample"), desk)
     namespace = {"__name__": "__main__"}
     for block in blocks:
         if "." in block.mark:
@@ -59,14 +61,21 @@ def _write(desk: Path, block, name: str = "") -> str:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(block.text)
     if file.name == "pyproject.toml":
-        project = tomllib.loads(block.text)["project"]
-        (file.parent / project["name"].replace("-", "_")).mkdir()
-        (file.parent / project["name"].replace("-", "_") / "__init__.py").touch()
-        plugins = project["entry-points"]["octavo.plugins"]
-        write_distribution(file.parent, project["name"], plugins, {}, project["version"])
-        sys.path.insert(0, str(file.parent))  # `desk` puts the old path back
-        importlib.invalidate_caches()
+        _install(file.parent, file.parent)
     return str(file)
+
+
+def _install(source: Path, site: Path) -> None:
+    """Make the package in ``source`` an installed one: its entry points are written into ``site``."""
+    project = tomllib.loads((source / "pyproject.toml").read_text())["project"]
+    package = source / project["name"].replace("-", "_")
+    if not package.exists():  # a page need not show an empty file
+        package.mkdir()
+        (package / "__init__.py").touch()
+    plugins = project["entry-points"]["octavo.plugins"]
+    write_distribution(site, project["name"], plugins, {}, project["version"])
+    sys.path[:0] = {str(source), str(site)}  # put back by `_unchanged_path`
+    importlib.invalidate_caches()
 
 
 def _run_tests(files):
