@@ -86,8 +86,10 @@ class LoraBackend(Protocol):
     slots: int
     """Adapters that fit the device; they are numbered from 1."""
 
-    reserved_bytes: int
-    """Device memory that the slots of all layers attached so far take, used or not."""
+    @property
+    def reserved_bytes(self) -> int:
+        """Device memory that the slots of all layers attached so far take, used or not."""
+        ...
 
     def attach(self, site: LoraSite) -> LoraLayer:
         """Called once for each linear layer while the model is built, before any other method."""

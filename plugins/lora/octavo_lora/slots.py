@@ -1,4 +1,4 @@
-"""The device slots of one linear layer: buffers for all adapters that fit, allocated once."""
+"""The device slots: for each linear layer, buffers for all adapters that fit, allocated once."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
-from octavo.contracts.lora import LoraSite
-from octavo_lora.reader import Piece
+from octavo.contracts.lora import HostAdapter, LoraSite
+from octavo_lora.reader import AdapterReader, PeftAdapter, Piece
 
 
 class SiteSlots:
@@ -57,3 +57,40 @@ class SiteSlots:
 
     def _zeros(self, *shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=self.site.dtype, device=self.site.device)
+
+
+class Shelf:
+    """The slots of all layers of a model. The part that backends have in common."""
+
+    def __init__(self, slots: int, max_rank: int) -> None:
+        self.slots, self.max_rank = slots, max_rank
+        self.stores: list[SiteSlots] = []
+        self._reader: AdapterReader | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Device memory of all buffers."""
+        return sum(store.nbytes for store in self.stores)
+
+    def attach(self, site: LoraSite) -> SiteSlots:
+        """Buffers for one more layer."""
+        self.stores.append(SiteSlots(site, self.slots, self.max_rank))
+        return self.stores[-1]
+
+    def read(self, path: str) -> PeftAdapter:
+        """See :meth:`octavo.contracts.lora.LoraBackend.read`."""
+        if self._reader is None:
+            self._reader = AdapterReader([store.site for store in self.stores], self.max_rank)
+        return self._reader.read(path)
+
+    def load(self, slot: int, adapter: HostAdapter) -> None:
+        """Put an adapter that ``read`` made into a slot of every layer."""
+        assert isinstance(adapter, PeftAdapter)
+        for at, store in enumerate(self.stores):
+            pieces = {index: adapter.pieces.get((at, index)) for index in range(len(store.site.parts))}
+            store.load(slot, {index: piece for index, piece in pieces.items() if piece is not None})
+
+    def clear(self, slot: int) -> None:
+        """Empty a slot of every layer."""
+        for store in self.stores:
+            store.clear(slot)

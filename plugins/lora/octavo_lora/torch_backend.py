@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from octavo.contracts.lora import HostAdapter, LoraLayer, LoraSite
-from octavo_lora.reader import AdapterReader, PeftAdapter
-from octavo_lora.slots import SiteSlots
+from octavo_lora.reader import PeftAdapter
+from octavo_lora.slots import Shelf, SiteSlots
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,32 +26,24 @@ class TorchLora:
 
     def __init__(self, slots: int, max_rank: int) -> None:
         self.slots = slots
-        self.reserved_bytes = 0
         self.groups: list[Group] = []
-        self._max_rank = max_rank
-        self._layers: list[TorchLayer] = []
-        self._reader: AdapterReader | None = None
+        self._shelf = Shelf(slots, max_rank)
+
+    @property
+    def reserved_bytes(self) -> int:
+        return self._shelf.nbytes
 
     def attach(self, site: LoraSite) -> LoraLayer:
-        layer = TorchLayer(self, SiteSlots(site, self.slots, self._max_rank))
-        self._layers.append(layer)
-        self.reserved_bytes += layer.store.nbytes
-        return layer
+        return TorchLayer(self, self._shelf.attach(site))
 
     def read(self, path: str) -> PeftAdapter:
-        if self._reader is None:
-            self._reader = AdapterReader([layer.store.site for layer in self._layers], self._max_rank)
-        return self._reader.read(path)
+        return self._shelf.read(path)
 
     def load(self, slot: int, adapter: HostAdapter) -> None:
-        assert isinstance(adapter, PeftAdapter)
-        for at, layer in enumerate(self._layers):
-            pieces = {index: adapter.pieces.get((at, index)) for index in range(len(layer.store.site.parts))}
-            layer.store.load(slot, {index: piece for index, piece in pieces.items() if piece is not None})
+        self._shelf.load(slot, adapter)
 
     def clear(self, slot: int) -> None:
-        for layer in self._layers:
-            layer.store.clear(slot)
+        self._shelf.clear(slot)
 
     def begin(self, slots: Tensor, host: np.ndarray | None) -> None:
         assert host is not None  # not graph_safe
