@@ -71,15 +71,19 @@ def _command(engine: str, options: argparse.Namespace) -> list[str]:
 
 
 def _run(command: list[str]) -> tuple[list[dict[str, Any]], bool]:
-    """The figures that a runner printed, and whether it got to its end."""
+    """The figures that a runner printed, shown as they come, and whether it got to its end."""
+    figures = []
     with tempfile.TemporaryFile("w+") as log:
-        finished = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True, check=False)
-        if finished.returncode != 0:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process:
+            for line in process.stdout or ():
+                figure = json.loads(line)
+                figures.append(figure)
+                print("{engine} {workload} {metric} {value:.2f}".format(**figure), file=sys.stderr)
+        if process.returncode != 0:
             log.seek(0)
             print(log.read()[-4000:], file=sys.stderr)
-            print(f"exit code {finished.returncode}; the log's end is above", file=sys.stderr)
-    figures = [json.loads(line) for line in finished.stdout.splitlines()]
-    return figures, finished.returncode == 0
+            print(f"exit code {process.returncode}; the log's end is above", file=sys.stderr)
+    return figures, process.returncode == 0
 
 
 def _collect(options: argparse.Namespace) -> tuple[list[dict[str, Any]], set[str]]:

@@ -17,9 +17,9 @@ from octavo import LLM, AsyncEngine, SamplingParams
 BUNDLED = "bundled:smollm2-135m-instruct"
 
 
-def _sections(setup: Setup, int8: bool) -> dict[str, dict[str, Any]]:
+def _sections(setup: Setup, int8: bool) -> dict[str, Any]:
     """Configuration sections that give Octavo what the vLLM runner gives vLLM."""
-    sections: dict[str, dict[str, Any]] = {
+    sections: dict[str, Any] = {
         "cache": {"prefix_caching": setup.prefix_cache, "cpu_memory_gib": 4.0},
         "scheduler": {"max_sequences": 64},
     }
@@ -35,7 +35,7 @@ def _sampling(max_tokens: int) -> SamplingParams:
 class Batches:
     """`LLM.generate` with all requests of a workload."""
 
-    def __init__(self, model: str, sections: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, model: str, sections: dict[str, Any]) -> None:
         self.threads = runner.cores()
         self._llm = LLM(model=model, **sections)
 
@@ -51,7 +51,7 @@ class Batches:
 class Arrivals:
     """`AsyncEngine`, on an event loop that lives as long as this object."""
 
-    def __init__(self, model: str, sections: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, model: str, sections: dict[str, Any]) -> None:
         self.threads = runner.cores()
         self._loop = asyncio.Runner()
         self._engine = AsyncEngine(model=model, **sections)

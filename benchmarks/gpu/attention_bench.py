@@ -1,4 +1,4 @@
-"""Times the Triton attention kernels on one GPU against the measured copy speed and the operations of a causal mask.
+"""Times the Triton attention kernels on one GPU, against its copy speed and the operations of a causal mask.
 
     python benchmarks/gpu/attention_bench.py [--only decode|prefill] [--sweep] [--out FILE.jsonl]
 
@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,62 +158,74 @@ def copy_speed() -> float:
 
 
 def decode_configs(sweep: bool, processors: int) -> Iterator[DecodeConfig]:
-    usual = decode_config(128, 2, processors)
+    """The usual configuration first; with ``sweep`` others as well."""
+    usual = decode_config(128, 2, processors, rows=64)
     yield usual
+    tiles = {(32, 5): (1, 2, 3), (32, 7): (1, 2, 3), (64, 3): (1, 2, 3), (64, 5): (1, 2, 3), (64, 7): (1, 2)}
+    tiles |= {(128, 3): (1, 2), (128, 5): (1,)}
+    for (block_n, stages), shares in tiles.items() if sweep else ():
+        for share in shares:
+            config = DecodeConfig(block_n, share * processors, 4, stages, 168 if share == 3 else None)
+            if config != usual:
+                yield config
     if sweep:
-        for block_n, stages, warps in (
-            (32, 5, 4),
-            (32, 7, 4),
-            (64, 3, 4),
-            (64, 5, 4),
-            (64, 7, 4),
-            (64, 5, 8),
-            (128, 5, 4),
-        ):
-            for share in (1, 2, 3, 4):
-                config = DecodeConfig(block_n, share * processors, warps, stages)
-                if config != usual:
-                    yield config
+        yield DecodeConfig(64, processors, 8, 5)
+
+
+class DecodeShape:
+    """Decode of ``rows`` rows with ``context`` keys each, over several caches as over a model's layers."""
+
+    def __init__(self, rows: int, context: int, block_size: int) -> None:
+        self.batch, blocks = make_batch([(1, context - 1)] * rows, block_size)
+        self.plan = make_plan(self.batch)
+        self.caches = [random(blocks, SPEC.num_kv_heads, 2, block_size, SPEC.head_dim) for _ in range(2)]
+        while len(self.caches) < 128 and len(self.caches) * self.caches[0].nbytes < 400e6:
+            self.caches.append(self.caches[0].clone())
+        self.query = random(rows, SPEC.num_heads, SPEC.head_dim)
+        self.key, self.value = (random(rows, SPEC.num_kv_heads, SPEC.head_dim) for _ in range(2))
+        self.out = torch.empty_like(self.query.flatten(1))
+        self.scratch = Scratch(torch.device(DEVICE))
+        self.bytes = rows * context * 2 * SPEC.num_kv_heads * SPEC.head_dim * self.query.element_size()
+
+    def layers(self, config: DecodeConfig, store: bool = False) -> None:
+        """All layers once, with the write of the new keys and values where ``store``."""
+        for cache in self.caches:
+            if store:
+                write(self.key, self.value, cache, self.batch.slots, len(self.query), clean=False)
+            decode(self.plan, SPEC, self.query, cache, self.out, config, self.scratch)
+
+    def error(self, config: DecodeConfig) -> float:
+        """Relative error of one layer."""
+        self.layers(config)
+        return wrong(self.query, self.out, self.caches[-1], self.batch)
+
+    def time(self, config: DecodeConfig, store: bool = False) -> float:
+        """Seconds a layer."""
+        return seconds(captured(lambda: self.layers(config, store))) / len(self.caches)
 
 
 def bench_decode(report: Report, sweep: bool, block_size: int) -> None:
+    """Decode attention as a share of copy bandwidth."""
     processors = torch.cuda.get_device_properties(0).multi_processor_count
     ceiling = copy_speed()
     report.add("copy", "bandwidth", ceiling / 1e9, "GB/s")
-    scratch = Scratch(torch.device(DEVICE))
-    best: dict[str, tuple[float, DecodeConfig]] = {}
     for name, (rows, context) in DECODES.items():
-        batch, blocks = make_batch([(1, context - 1)] * rows, block_size)
-        size = rows * context * 2 * SPEC.num_kv_heads * SPEC.head_dim * 2
-        caches = [random(blocks, SPEC.num_kv_heads, 2, block_size, SPEC.head_dim) for _ in range(2)]
-        while len(caches) < 32 and sum(cache.nbytes for cache in caches) < 400e6:
-            caches.append(caches[0].clone())
-        query, plan = random(rows, SPEC.num_heads, SPEC.head_dim), make_plan(batch)
-        key, value = (random(rows, SPEC.num_kv_heads, SPEC.head_dim) for _ in range(2))
-        out = torch.empty(rows, SPEC.num_heads * SPEC.head_dim, dtype=torch.bfloat16, device=DEVICE)
+        shape = DecodeShape(rows, context, block_size)
+        took: dict[DecodeConfig, float] = {}
         for config in decode_configs(sweep, processors):
-
-            def layers(config: DecodeConfig = config, store: bool = False) -> None:
-                for cache in caches:
-                    if store:
-                        write(key, value, cache, batch.slots, rows, clean=False)
-                    decode(plan, SPEC, query, cache, out, config, scratch)
-
             try:
-                layers()
+                error = shape.error(config)
             except triton.runtime.errors.OutOfResources:
                 continue
-            error = wrong(query, out, caches[-1], batch)
-            took = seconds(captured(layers)) / len(caches)
-            note = f"{took * 1e6:8.1f} us  {size / took / ceiling:6.1%} of copy  error {error:.1e}  {short(config)}"
-            report.add(f"decode {name}", "bandwidth", size / took / 1e9, "GB/s", note, config=asdict(config))
-            best[name] = min(best.get(name, (took, config)), (took, config), key=lambda pair: pair[0])
-            if config == decode_config(128, 2, processors):
-                took = seconds(captured(lambda: layers(store=True))) / len(caches)
-                report.add(f"decode {name}, with write", "time", took * 1e6, "us")
-    if sweep:
-        for name, (took, config) in best.items():
-            print(f"best for {name}: {took * 1e6:.1f} us {short(config)}")
+            took[config] = shape.time(config)
+            rate = shape.bytes / took[config]
+            note = f"{took[config] * 1e6:8.1f} us {rate / ceiling:6.1%} of copy  error {error:.1e}  {short(config)}"
+            report.add(f"decode {name}", "bandwidth", rate / 1e9, "GB/s", note, config=asdict(config), error=error)
+        whole = shape.time(next(iter(took)), store=True)
+        report.add(f"decode {name}, with write", "time", whole * 1e6, "us")
+        if sweep:
+            best = min(took, key=took.__getitem__)
+            print(f"best for {name}: {took[best] * 1e6:.1f} us  {short(best)}", flush=True)
 
 
 def short(config: object) -> str:
@@ -227,20 +240,18 @@ def prefill_kernels(sweep: bool, processors: int) -> Iterator[tuple[str, Callabl
         configs += [replace(usual, stages=5), replace(usual, block_n=128), PrefillConfig(64, 64, 4, 3)]
         configs += [PrefillConfig(64, 64, 4, 5), PrefillConfig(64, 32, 4, 5), replace(usual, block_n=32, stages=5)]
     for config in configs:
-        yield f"portable {short(config)}", lambda *given, config=config: prefill(*given, config)
+        yield f"portable {short(config)}", partial(prefill, config=config)
     if torch.cuda.get_device_capability() != (9, 0):
         return
     from octavo_attention.launch_hopper import HopperConfig, HopperPrefill, hopper_config
 
-    hopper = [hopper_config(128)] + (
-        [HopperConfig(64, 2), HopperConfig(64, 3), HopperConfig(64, 4)] if sweep else []
-    )
-    for chosen in hopper:
-        launcher = HopperPrefill(processors)
-        yield f"hopper {short(chosen)}", lambda *given, run=launcher.prefill, chosen=chosen: run(*given, chosen)
+    others = [HopperConfig(64, 2), HopperConfig(64, 3), HopperConfig(64, 4)] if sweep else []
+    for chosen in [hopper_config(128, 16384), *others]:
+        yield f"hopper {short(chosen)}", partial(HopperPrefill(processors).prefill, config=chosen)
 
 
 def bench_prefill(report: Report, sweep: bool, block_size: int) -> None:
+    """Prefill attention in TFLOP/s, and torch's own for the shapes that it can do."""
     processors = torch.cuda.get_device_properties(0).multi_processor_count
     for name, rows in PREFILLS.items():
         batch, blocks = make_batch(rows, block_size)
@@ -248,20 +259,19 @@ def bench_prefill(report: Report, sweep: bool, block_size: int) -> None:
         work = 4 * SPEC.num_heads * SPEC.head_dim * pairs
         cache = random(blocks, SPEC.num_kv_heads, 2, block_size, SPEC.head_dim)
         query = random(batch.num_tokens, SPEC.num_heads, SPEC.head_dim)
-        out = torch.empty(batch.num_tokens, SPEC.num_heads * SPEC.head_dim, dtype=torch.bfloat16, device=DEVICE)
+        out = torch.empty_like(query.flatten(1))
         for label, kernel in prefill_kernels(sweep, processors):
-            plan = make_plan(batch)
+            run = partial(kernel, make_plan(batch), SPEC, query, cache, out)
             try:
-                kernel(plan, SPEC, query, cache, out)
+                run()
             except triton.runtime.errors.OutOfResources:
                 continue
             error = wrong(query, out, cache, batch)
-            took = seconds(lambda kernel=kernel, plan=plan: kernel(plan, SPEC, query, cache, out))
+            took = seconds(captured(run))
             note = f"{took * 1e6:8.1f} us  error {error:.1e}  {label}"
-            report.add(f"prefill {name}", "rate", work / took / 1e12, "TFLOP/s", note, config=label)
-        if all(row == rows[0] and row[1] == 0 for row in rows):
+            report.add(f"prefill {name}", "rate", work / took / 1e12, "TFLOP/s", note, config=label, error=error)
+        if rows == [(rows[0][0], 0)] * len(rows):
             torch_peers(report, name, len(rows), rows[0][0], work)
-        del cache, query, out
 
 
 def torch_peers(report: Report, name: str, count: int, length: int, work: int) -> None:
@@ -270,20 +280,17 @@ def torch_peers(report: Report, name: str, count: int, length: int, work: int) -
 
     q = random(count, SPEC.num_heads, length, SPEC.head_dim)
     k, v = (random(count, SPEC.num_kv_heads, length, SPEC.head_dim) for _ in range(2))
+    attend = partial(torch.nn.functional.scaled_dot_product_attention, q, k, v, is_causal=True, enable_gqa=True)
     for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION):
-        with sdpa_kernel(backend):
-            try:
-                took = seconds(
-                    lambda: torch.nn.functional.scaled_dot_product_attention(
-                        q, k, v, is_causal=True, enable_gqa=True
-                    )
-                )
-            except RuntimeError as error:
-                print(f"torch {backend.name}: {error}")
-                continue
-        report.add(
-            f"prefill {name}", "rate", work / took / 1e12, "TFLOP/s", f"torch {backend.name}", config="torch"
-        )
+        label = f"torch {backend.name}"
+        try:
+            with sdpa_kernel(backend):
+                took = seconds(attend)
+        except RuntimeError as error:
+            print(f"{label}: {error}", flush=True)
+            continue
+        note = f"{took * 1e6:8.1f} us  {label}"
+        report.add(f"prefill {name}", "rate", work / took / 1e12, "TFLOP/s", note, config=label)
 
 
 def main() -> None:

@@ -97,13 +97,20 @@ def make_context(config: LaunchConfig, profile: ModelProfile, device: DeviceProf
         kv_dtype=dtype if config.cache.dtype == "auto" else config.cache.dtype,
         block_size=config.cache.block_size,
         max_length=_max_length(config, profile),
-        max_sequences=config.scheduler.max_sequences,
+        max_sequences=_sequences(config, device),
         max_batch_tokens=_batch_tokens(config, device),
         tensor_parallel=config.executor.tensor_parallel,
         pipeline_parallel=config.executor.pipeline_parallel,
         data_parallel=config.executor.data_parallel,
         seed=config.model.seed,
     )
+
+
+def _sequences(config: LaunchConfig, device: DeviceProfile) -> int:
+    wanted = config.scheduler.max_sequences
+    if wanted == "auto":
+        return 1024 if device.type != "cpu" and device.total_memory >= 64 * 2**30 else 256
+    return wanted
 
 
 def _batch_tokens(config: LaunchConfig, device: DeviceProfile) -> int:

@@ -138,7 +138,12 @@ class OpRecord(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PolicyRecord(Record):
-    """``build(options)`` returns a :class:`octavo.contracts.scheduling.SchedulingPolicy`. Pure Python."""
+    """``build(options)`` returns a :class:`octavo.contracts.scheduling.SchedulingPolicy`. Pure Python.
+
+    ``uses_priority``: whether it heeds a request's priority. Where it does not, requests that bring one are refused.
+    """
+
+    uses_priority: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

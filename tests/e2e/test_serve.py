@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pty
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -29,9 +31,7 @@ class Server:
     """A served model in a process group of its own. ``log`` is what it wrote so far."""
 
     def __init__(self, *arguments: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = ""
         self.process = subprocess.Popen(
@@ -260,6 +260,32 @@ def test_what_is_wrong_is_said_in_one_line(start, model, arguments, words):
     assert group_members(server.process.pid) == []
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_two_listeners(start, model):
+    second = free_port()
+    server = start("--model", model, "--set", f"api.1={{use: openai, options: {{port: {second}, api_key: k}}}}")
+    server.wait_ready()
+    assert server.status("/v1/models") == 200
+    other = f"http://127.0.0.1:{second}/v1/models"
+    assert httpx.get(other).status_code == 401
+    assert httpx.get(other, headers={"authorization": "Bearer k"}).json()["data"][0]["id"] == "tiny"
+    assert server.finish() == 0
+
+
+def test_one_route_twice_on_one_listener_is_refused(start, model):
+    server = start("--model", model, "--set", "api.1.use=openai", "--set", "api.1.options.port=0", "--port", "0")
+    assert server.process.wait(START_SECONDS) == 2
+    server.close()
+    assert "both answer POST /v1/chat/completions" in server.log
+    assert group_members(server.process.pid) == []
+
+
 @pytest.mark.slow
 def test_drain_lets_a_stream_finish_and_refuses_new_requests(start, model):
     server = start("--model", model)
@@ -361,3 +387,38 @@ def test_chat_command_with_the_bundled_model():
         check=True,
     )
     assert "Paris" in done.stdout
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_an_answer_of_our_own_engine(model):
+    master, slave = pty.openpty()
+    command = [*OCTAVO, "chat", "--model", model, "--set", "model.threads=1", "--temperature", "0"]
+    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+    os.close(slave)
+    shown = ""
+
+    def wait_for(text):
+        nonlocal shown
+        deadline = time.monotonic() + START_SECONDS
+        while text not in shown:
+            assert time.monotonic() < deadline, shown
+            if select.select([master], [], [], 0.5)[0]:
+                shown += os.read(master, 4096).decode(errors="replace")
+        shown = shown.partition(text)[2]
+
+    try:
+        wait_for("> ")
+        for _ in range(2):
+            os.write(master, b"Hello\n")
+            wait_for("Hello\r\n")
+            until(lambda: select.select([master], [], [], 0.5)[0], 60)
+            process.send_signal(signal.SIGINT)
+            wait_for("…")
+            wait_for("> ")
+        os.write(master, b"/quit\n")
+        assert process.wait(20) == 0
+        until(lambda: not group_members(process.pid), 5)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import importlib_metadata
 import pytest
@@ -25,6 +28,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 SMALL = {"threads": 1, "max_length": 64, "device": "cpu"}
 WHERE = {
     "loader": lambda name: {"model": {"loader": name}},
+    "architecture": lambda name: {"architecture": name},
     "attention": lambda name: {"attention": name},
     "quantization": lambda name: {"quantization": name},
     "ops": lambda name: {"ops": {"prefer": [name.partition("/")[2]]}},
@@ -34,7 +38,7 @@ WHERE = {
     "executor": lambda name: {"executor": name},
     "api": lambda name: {"api": [name]},
 }
-"""By slot: the configuration that asks for a record."""
+"""By slot: what asks for a record. ``architecture`` is not of the configuration, but of the model's."""
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +71,19 @@ def uninstalled(monkeypatch):
     return remove
 
 
-def answer(model, disable=(), autoload=True, **sections):
+def renamed(model, architecture):
+    """The model as if it were of another architecture."""
+    folder = Path(model).with_name(architecture)
+    shutil.copytree(model, folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": [architecture]}))
+    return str(folder)
+
+
+def answer(model, disable=(), autoload=True, architecture=None, **sections):
     config = {"plugins": {"disable": list(disable), "autoload": autoload}, "cache": {"blocks": 32}}
+    if architecture is not None:
+        model = renamed(model, architecture)
     sections["model"] = {"path": model, **SMALL, **sections.get("model", {})}
     with LLM(config=config, **sections) as llm:
         return llm.generate("Hello", GREEDY)[0].outputs[0].token_ids
@@ -96,7 +111,6 @@ def test_uninstalled_it_is_not_missed(model, usual, name, uninstalled):
 
 @pytest.mark.parametrize("name", FIRST_PARTY)
 def test_asked_for_though_disabled_the_answer_names_plugin_and_reason(model, contributed, name):
-    assert contributed[name], "this plugin contributes no record: say here what should happen without it"
     for slot, record in contributed[name]:
         with pytest.raises((ConfigError, PluginError)) as refused:
             answer(model, disable=[name], **WHERE[slot](record))
@@ -110,8 +124,24 @@ def test_asked_for_though_disabled_the_answer_names_plugin_and_reason(model, con
 def test_asked_for_though_uninstalled_the_answer_says_what_there_is(model, contributed, name, uninstalled):
     uninstalled(name)
     for slot, record in contributed[name]:
-        with pytest.raises((ConfigError, PluginError), match=rf"no .*{record.rpartition('/')[2]!r}"):
+        with pytest.raises((ConfigError, PluginError), match=rf"no .* {record.rpartition('/')[2]!r}"):
             answer(model, **WHERE[slot](record))
+
+
+def test_a_command_whose_plugin_is_uninstalled_is_not_there(uninstalled, capsys):
+    added = {command.plugin.split("'")[1]: name for name, command in PluginHost.load().commands().items()}
+    ours = {plugin: command for plugin, command in added.items() if plugin in FIRST_PARTY}
+    assert "bench" in ours
+    for plugin, command in ours.items():
+        uninstalled(plugin)
+        assert main([command, "--help"]) == 2
+        assert f"there is no command {command!r}" in capsys.readouterr().err
+
+
+def test_every_plugin_is_missed_by_someone(contributed):
+    """What a plugin brings is either a record or a command: the tests above cover both."""
+    commands = {command.plugin.split("'")[1] for command in PluginHost.load().commands().values()}
+    assert all(contributed[name] or name in commands for name in FIRST_PARTY)
 
 
 def test_without_any_the_core_generates(model, usual):

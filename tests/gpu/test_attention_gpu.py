@@ -38,19 +38,24 @@ def name(value: object) -> str:
     return getattr(value, "name", str(value))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+FEW = [cases.DECODE[1], cases.QUERIES[1], cases.PREFILL[1], cases.MIXED[2], LARGE[3]]
+
+
 @pytest.mark.parametrize("case", [*cases.ALL, *LARGE], ids=name)
-def test_portable(case, dtype):
-    cases.check(case, dtype, "cuda")
+def test_portable(case):
+    cases.check(case, torch.bfloat16, "cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("case", FEW, ids=name)
+def test_other_types(case, dtype):
+    cases.check(case, dtype, "cuda", hopper=HOPPER and dtype == torch.float16)
 
 
 @pytest.mark.skipif(not HOPPER, reason="needs compute capability 9.0")
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("case", [*cases.PREFILL, *cases.MIXED, cases.QUERIES[4], *LARGE], ids=name)
-def test_hopper(case, dtype):
-    if case.block_size < 16:
-        pytest.skip("the Hopper kernel fetches pages of 16 tokens or more")
-    cases.check(case, dtype, "cuda", hopper=HOPPER)
+def test_hopper(case):
+    cases.check(case, torch.bfloat16, "cuda", hopper=True)
 
 
 @pytest.mark.parametrize("size", [64, 80, 96, 128, 192, 256])

@@ -150,6 +150,7 @@ def octavo_scheduling_policies() -> Iterable[PolicyRecord]:
         name="priority",
         summary="The request of lowest priority number first; equals as they came.",
         build=_build_priority,
+        uses_priority=True,
         rank=-1,
     )
 

@@ -98,7 +98,9 @@ class CacheSection(Section):
 class SchedulerLimits(Section):
     """The part of `scheduler` that belongs to the core, whatever the policy."""
 
-    max_sequences: int = Field(default=256, ge=1, le=4096, description="Sequences running at once.")
+    max_sequences: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field(
+        default="auto", description="Sequences running at once; auto: 256, on a GPU of 64 GiB and more 1024."
+    )
     max_batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto", description="Token budget of one step; auto: 1024 on a CPU, 8192 on a GPU."
     )

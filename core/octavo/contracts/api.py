@@ -122,14 +122,24 @@ class Arrival:
 
 
 class EngineClient(Protocol):
-    """What a surface may do. Lives in the API process; never touches the model."""
+    """What a surface may do. Lives in the API process; never touches the model.
 
-    model_name: str
-    max_length: int
-    vocab_size: int
-    has_chat_template: bool
-    default_sampling: Mapping[str, Any]
-    """From the checkpoint's generation_config.json (temperature, top_p …): defaults under the request's own."""
+    Surfaces are built while the engine starts: the properties may be read once a request is there, not before.
+    """
+
+    @property
+    def model_name(self) -> str: ...
+    @property
+    def max_length(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def has_chat_template(self) -> bool: ...
+
+    @property
+    def default_sampling(self) -> Mapping[str, Any]:
+        """From the checkpoint's generation_config.json: temperature, top_p … under the request's own values."""
+        ...
 
     def generate(
         self,

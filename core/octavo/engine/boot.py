@@ -25,7 +25,7 @@ _log = logging.getLogger("octavo.engine")
 
 class Boot(msgspec.Struct, frozen=True):
     """What an engine process needs: ``launch`` is :meth:`LaunchConfig.to_mapping`, ``folder`` holds the sockets,
-    ``log_level`` is Python's."""
+    ``log_level`` is that of the logger ``octavo``."""
 
     lock: PluginLock
     launch: dict[str, Any]
@@ -80,6 +80,7 @@ def build_core(resolved: Resolved) -> EngineCore:
         max_length=max_length,
         max_queue=config.scheduler.max_queue,
         processors=[choice.name for choice in resolved.processors],
+        uses_priority=resolved.choices["policy"].record.uses_priority,
     )
     unsafe = [
         processor

@@ -126,6 +126,11 @@ class EngineCore:
                 raise RequestError(
                     f"{name} contains a token id that is not between 0 and {vocab_size - 1}.", param=name
                 )
+        if submit.priority and not self.ready.uses_priority:
+            raise RequestError(
+                "priority means nothing to this server's scheduling policy; it would with scheduler.use: priority.",
+                param="priority",
+            )
         if self._validate is not None:
             self._validate(submit.params)
 

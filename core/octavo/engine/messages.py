@@ -104,13 +104,14 @@ class Rejected(msgspec.Struct, frozen=True, array_like=True, tag="rejected"):
 
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
     """The engine is built. ``max_length`` is what the cache really holds; ``processors`` are the names of the
-    logits processors that take options."""
+    logits processors that take options; ``uses_priority`` is the scheduling policy's."""
 
     context: Context
     num_blocks: int
     max_length: int
     max_queue: int
     processors: list[str]
+    uses_priority: bool = False
 
 
 class Fatal(msgspec.Struct, frozen=True, array_like=True, tag="fatal"):

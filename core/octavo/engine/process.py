@@ -36,7 +36,8 @@ def main() -> int:
     parent = os.getppid()
     boot = msgspec.msgpack.decode(_read_boot(0), type=Boot)
     _follow(_detach_input(), parent, boot.folder)
-    logging.basicConfig(level=boot.log_level, format="%(asctime)s %(levelname)s engine %(name)s: %(message)s")
+    logging.basicConfig(format="%(asctime)s %(levelname)s engine %(name)s: %(message)s")
+    logging.getLogger("octavo").setLevel(boot.log_level)
     sockets = EngineSockets(Path(boot.folder))
     try:
         return _run(boot, sockets)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from octavo.contracts.attention import AttentionSpec, StepBatch
@@ -72,21 +71,17 @@ class LlamaAttention:
         eps = float(config.get("rms_norm_eps", 1e-6))
         self.query_norm = RMSNorm(parts, f"{name}.q_norm", size, eps) if style.qk_norm else None
         self.key_norm = RMSNorm(parts, f"{name}.k_norm", size, eps) if style.qk_norm else None
-        self._rope, self._attend = parts.ops.rope, parts.attention.forward
+        self._rope, self._norm_rope = parts.ops.rope, parts.ops.qk_norm_rope
+        self._attend = parts.attention.forward
 
     def __call__(self, x: Tensor, rope: tuple[Tensor, Tensor], plan: Any, cache: Tensor) -> Tensor:
         heads = self.qkv(x).view(x.shape[0], -1, self.spec.head_dim)
         rotated = self._heads + self._kv_heads
-        turned = heads[:, :rotated]
-        if self.query_norm is not None and self.key_norm is not None:
-            turned = torch.cat(
-                (
-                    _norm_heads(self.query_norm, heads[:, : self._heads]),
-                    _norm_heads(self.key_norm, heads[:, self._heads : rotated]),
-                ),
-                dim=1,
-            )
-        turned = self._rope(turned, *rope)
+        if self.query_norm is None or self.key_norm is None:
+            turned = self._rope(heads[:, :rotated], *rope)
+        else:
+            weights = self.query_norm.weight, self.key_norm.weight
+            turned = self._norm_rope(heads[:, :rotated], *weights, self._heads, self.query_norm.eps, *rope)
         query, key = turned[:, : self._heads], turned[:, self._heads :]
         out = self._attend(plan, self.spec, query, key, heads[:, rotated:], cache)
         return self.output(out)
@@ -95,11 +90,6 @@ class LlamaAttention:
         norms = [norm for norm in (self.query_norm, self.key_norm) if norm is not None]
         slots = [slot for norm in norms for slot in norm.slots()]
         return [*self.qkv.slots(), *self.output.slots(), *slots]
-
-
-def _norm_heads(norm: RMSNorm, heads: Tensor) -> Tensor:
-    """Each head by itself: [tokens, heads, head_dim]."""
-    return norm(heads.reshape(-1, heads.shape[-1])).view(heads.shape)
 
 
 class LlamaMLP:

@@ -25,6 +25,7 @@ class Ops:
     add_rms_norm: Callable[..., Any] = reference.add_rms_norm
     silu_mul: Callable[..., Any] = reference.silu_mul
     rope: Callable[..., Any] = reference.rope
+    qk_norm_rope: Callable[..., Any] = reference.qk_norm_rope
     draw: Callable[..., Any] = noise.draw
 
 

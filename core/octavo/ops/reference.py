@@ -37,3 +37,15 @@ def rope(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     wide = heads[..., :width].float()
     turned = torch.addcmul(wide * cos, wide.roll(width // 2, -1), sin).to(heads.dtype)
     return turned if width == heads.shape[-1] else torch.cat((turned, heads[..., width:]), dim=-1)
+
+
+def qk_norm_rope(
+    heads: Tensor, query_weight: Tensor, key_weight: Tensor, queries: int, eps: float, cos: Tensor, sin: Tensor
+) -> Tensor:
+    """Each head normed by itself, then :func:`rope`. May work in place.
+
+    Of ``heads`` [tokens, heads, head_dim] the first ``queries`` have one weight [head_dim], the rest the other.
+    """
+    query = rms_norm(heads[:, :queries], query_weight, eps)
+    key = rms_norm(heads[:, queries:], key_weight, eps)
+    return rope(torch.cat((query, key), dim=1), cos, sin)

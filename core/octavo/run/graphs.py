@@ -22,12 +22,12 @@ from octavo.contracts.model import CausalLM
 from octavo.run.rows import Rows
 from octavo.run.step import Samples
 
-LARGEST = 512
+LARGEST = 1024
 
 
 def graph_sizes(max_sequences: int) -> list[int]:
-    """Batch sizes to capture: fine where a step is cheap, coarser above, up to ``max_sequences`` or 512."""
-    sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, LARGEST + 1, 32)]
+    """Batch sizes to capture: fine where a step is cheap, coarser above, up to ``max_sequences`` or 1,024."""
+    sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, 512, 32), *range(512, LARGEST + 1, 64)]
     top = min(max_sequences, LARGEST)
     return [size for size in sizes if size < top] + [top]
 

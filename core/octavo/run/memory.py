@@ -115,7 +115,7 @@ def _graph_bytes(resolved: Resolved) -> int:
     ctx = resolved.context
     if ctx.device.type == "cpu":
         return 0
-    return 8 * min(ctx.max_sequences, 512) * (ctx.model.vocab_size + 8 * ctx.model.hidden_size)
+    return 8 * min(ctx.max_sequences, 1024) * (ctx.model.vocab_size + 8 * ctx.model.hidden_size)
 
 
 def _gib(number: int) -> str:

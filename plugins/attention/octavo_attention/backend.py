@@ -27,6 +27,8 @@ class TritonAttention:
     of rows, so it may be captured in a CUDA graph, after one run outside of it.
     """
 
+    block_axis = 0
+
     def __init__(self, *, block_size: int, group: int, device: torch.device, processors: int, hopper: bool) -> None:
         self._block_size = block_size
         self._max_queries = min(MAX_QUERIES, MAX_DECODE_TILE // group)
@@ -59,7 +61,7 @@ class TritonAttention:
         out = torch.empty(query.shape[0], spec.num_heads * spec.head_dim, dtype=query.dtype, device=query.device)
         dim = triton.next_power_of_2(spec.head_dim)
         if plan.decode_rows:
-            config = decode_config(dim, cache.element_size(), self._processors)
+            config = decode_config(dim, cache.element_size(), self._processors, plan.decode_rows)
             decode(plan, spec, query, cache, out, config, self._scratch)
         if prefills and hopper is not None:
             hopper.prefill(plan, spec, query, cache, out)

@@ -15,16 +15,18 @@ from octavo_attention.kernels.prefill import prefill_kernel
 from octavo_attention.plan import AttentionPlan
 
 LOG2E = 1.4426950408889634
+_FEW_ROWS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeConfig:
-    """``block_n`` keys a tile; ``programs`` share the work, all resident at once."""
+    """``block_n`` keys a tile; ``programs`` share the work, all resident at once; ``registers`` caps a thread's."""
 
     block_n: int
     programs: int
     warps: int = 4
-    stages: int = 5  # block table and pages take turns, so two page tiles are on their way
+    stages: int = 5  # block table and pages take turns: with 5, two page tiles are on their way
+    registers: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +39,16 @@ class PrefillConfig:
     stages: int
 
 
-def decode_config(dim: int, itemsize: int, processors: int) -> DecodeConfig:
-    """16 KiB of keys a tile, and as much of values, keep the memory busy; two programs a processor fit."""
-    block_n = max(16, min(128, 16384 // (dim * itemsize)))
-    return DecodeConfig(block_n, programs=2 * processors)
+def decode_config(dim: int, itemsize: int, processors: int, rows: int) -> DecodeConfig:
+    """Found by ``benchmarks/gpu/attention_bench.py --sweep`` on an H200.
+
+    Three programs a processor with small tiles keep the memory busy. A few rows are bound by latency instead:
+    larger tiles, and fewer partial results to merge.
+    """
+    block_n = max(16, min(64, 16384 // (dim * itemsize)))
+    if rows <= _FEW_ROWS:
+        return DecodeConfig(2 * block_n, programs=processors, stages=5)
+    return DecodeConfig(block_n, programs=3 * processors, stages=3)
 
 
 def prefill_config(dim: int, itemsize: int) -> PrefillConfig:
@@ -159,6 +167,7 @@ def decode(
         PRECISION="ieee",
         num_warps=config.warps,
         num_stages=config.stages,
+        maxnreg=config.registers,
     )
 
 

@@ -18,6 +18,9 @@ from octavo_attention.plan import AttentionPlan
 BLOCK_M = 128  # two warpgroups of 64 rows
 
 
+_LONG = 4096
+
+
 @dataclass(frozen=True, slots=True)
 class HopperConfig:
     """``block_n`` keys a tile, ``stages`` tiles of keys and of values in shared memory."""
@@ -26,9 +29,15 @@ class HopperConfig:
     stages: int
 
 
-def hopper_config(dim: int) -> HopperConfig:
-    """What fits 227 KiB of shared memory and the registers of two warpgroups."""
-    return HopperConfig(block_n=64 if dim > 128 else 128, stages=2)
+def hopper_config(dim: int, longest: int) -> HopperConfig:
+    """What fits 227 KiB of shared memory and the registers of two warpgroups, for rows of up to ``longest`` keys.
+
+    Large tiles win on long rows (650 against 595 TFLOP/s at 16k, on an H200), small ones, which waste less on the
+    diagonal, on short rows (285 against 240 at 512).
+    """
+    if dim > 128:
+        return HopperConfig(block_n=64, stages=2)
+    return HopperConfig(block_n=128, stages=2) if longest > _LONG else HopperConfig(block_n=64, stages=4)
 
 
 @dataclass(slots=True)
@@ -62,7 +71,8 @@ class HopperPrefill:
     ) -> None:
         """Attend for the plan's prefill rows. Values past a row's end in its last block must be finite."""
         batch = plan.batch
-        config = config or hopper_config(triton.next_power_of_2(spec.head_dim))
+        longest = int(batch.seq_lens_host.max())
+        config = config or hopper_config(triton.next_power_of_2(spec.head_dim), longest)
         work = plan.work_list(BLOCK_M // (spec.num_heads // spec.num_kv_heads))
         items = work.count * spec.num_kv_heads
         prefill_hopper_kernel[(min(self.processors, items),)](

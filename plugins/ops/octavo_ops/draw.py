@@ -3,6 +3,7 @@
 Meaning: :func:`octavo.ops.noise.draw`. The integers are the same; the logarithms agree to about 4e-6.
 """
 
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
 from __future__ import annotations
 
 import torch

@@ -1,5 +1,6 @@
 """RMSNorm, alone or behind the addition to the residual stream: one row a program, one read and one write."""
 
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
 from __future__ import annotations
 
 import torch

@@ -45,6 +45,12 @@ def _rope(ctx: Context, options: NoOptions) -> Callable[..., Any]:
     return rope
 
 
+def _qk_norm_rope(ctx: Context, options: NoOptions) -> Callable[..., Any]:
+    from octavo_ops.rotary import qk_norm_rope
+
+    return qk_norm_rope
+
+
 def _draw(ctx: Context, options: NoOptions) -> Callable[..., Any]:
     from octavo_ops.draw import draw
 
@@ -59,6 +65,7 @@ def octavo_ops() -> Iterable[OpRecord]:
         ("add_rms_norm", _add_rms_norm),
         ("silu_mul", _silu_mul),
         ("rope", _rope),
+        ("qk_norm_rope", _qk_norm_rope),
         ("draw", _draw),
     ):
         yield OpRecord(

@@ -1,10 +1,13 @@
 """Rotary position embedding, in place: a token's heads in one program."""
 
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
 from __future__ import annotations
 
 import torch
 import triton
 import triton.language as tl
+
+from octavo.ops import reference
 
 
 @triton.jit
@@ -16,6 +19,11 @@ def _rope_kernel(
     head_stride,
     num_heads,
     half,
+    query_weight_ptr,
+    key_weight_ptr,
+    queries,
+    eps,
+    NORM: tl.constexpr,
     HEADS: tl.constexpr,
     HALF: tl.constexpr,
 ):
@@ -31,12 +39,54 @@ def _rope_kernel(
     stored = tl.load(at, mask=inside, other=0.0)
     first = stored.to(tl.float32)
     second = tl.load(at + half, mask=inside, other=0.0).to(tl.float32)
+    if NORM:
+        squares = tl.sum(first * first, axis=1) + tl.sum(second * second, axis=1)
+        scale = tl.rsqrt(squares / (2 * half) + eps)[:, None]
+        is_query = head[:, None] < queries
+        at_query = query_weight_ptr + pair[None, :]
+        at_key = key_weight_ptr + pair[None, :]
+        mine, other = inside & is_query, inside & (head[:, None] >= queries)
+        low = tl.load(at_query, mask=mine, other=0.0) + tl.load(at_key, mask=other, other=0.0)
+        high = tl.load(at_query + half, mask=mine, other=0.0) + tl.load(at_key + half, mask=other, other=0.0)
+        # Rounded where the reference rounds: after the scale, and after the weight.
+        first = (
+            ((first * scale).to(stored.dtype).to(tl.float32) * low.to(tl.float32)).to(stored.dtype).to(tl.float32)
+        )
+        second = ((second * scale).to(stored.dtype).to(tl.float32) * high.to(tl.float32)).to(stored.dtype)
+        second = second.to(tl.float32)
     tl.store(at, (first * cos - second * sin).to(stored.dtype), mask=inside)
     tl.store(at + half, (second * cos + first * sin).to(stored.dtype), mask=inside)
 
 
 def rope(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """See :func:`octavo.ops.reference.rope`; the last axis of ``heads`` is contiguous. Works in place."""
+    return _launch(heads, cos, sin, None, None, 0, 0.0)
+
+
+def qk_norm_rope(
+    heads: torch.Tensor,
+    query_weight: torch.Tensor,
+    key_weight: torch.Tensor,
+    queries: int,
+    eps: float,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+) -> torch.Tensor:
+    """See :func:`octavo.ops.reference.qk_norm_rope`; whole heads are rotated. Works in place."""
+    if cos.shape[-1] != heads.shape[-1]:
+        return reference.qk_norm_rope(heads, query_weight, key_weight, queries, eps, cos, sin)
+    return _launch(heads, cos, sin, query_weight, key_weight, queries, eps)
+
+
+def _launch(
+    heads: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    query_weight: torch.Tensor | None,
+    key_weight: torch.Tensor | None,
+    queries: int,
+    eps: float,
+) -> torch.Tensor:
     tokens, num_heads, _ = heads.shape
     if tokens:
         half = cos.shape[-1] // 2
@@ -49,6 +99,11 @@ def rope(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Ten
             heads.stride(1),
             num_heads,
             half,
+            heads if query_weight is None else query_weight,
+            heads if key_weight is None else key_weight,
+            queries,
+            eps,
+            NORM=query_weight is not None,
             HEADS=block,
             HALF=triton.next_power_of_2(half),
             num_warps=4,

@@ -129,7 +129,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a wrong type": (
         {"scheduler": {"max_sequences": "many"}},
-        r"^scheduler\.max_sequences: .*integer, not 'many'\.",
+        r"^scheduler\.max_sequences: .*integer or should be 'auto', not 'many'\.",
     ),
     "a number that is text": ({"cache": {"blocks": "8"}}, r"^cache\.blocks: .*integer, not '8'\."),
     "a truth for a number": ({"cache": {"blocks": True}}, r"^cache\.blocks: "),

@@ -118,7 +118,7 @@ def test_what_a_contribute_hook_raises_is_the_plugins_failure(install: Any) -> N
     install("alpha", aaa=source)
     host = PluginHost.load(PluginsSection())
     assert status_of(host, "aaa").reason == "ValueError: no ops today"
-    assert host.contributions("ops") == ()
+    assert all(item.plugin != "aaa" for item in host.contributions("ops"))
     with pytest.raises(PluginError, match="no ops today"):
         PluginHost.load(only("aaa"))
 

@@ -14,7 +14,8 @@ import torch
 
 from octavo.contracts.attention import AttentionSpec, StepBatch
 
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 2e-3}
+# bf16: rounding the answer costs 1.1e-3, rounding the weights of the values about as much again.
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 2.5e-3}
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,7 @@ def reference(step: Step) -> torch.Tensor:
 
 
 def check(case: Case, dtype: torch.dtype, device: str = "cpu", hopper: bool = False) -> None:
-    """Run one step and compare it with the reference; twice, since counters must be ready again."""
+    """Run a step and compare it with the reference; then again with other queries: nothing may be left over."""
     from octavo_attention.backend import TritonAttention
 
     step = make_step(case, dtype, device)
@@ -227,6 +228,7 @@ def check(case: Case, dtype: torch.dtype, device: str = "cpu", hopper: bool = Fa
     assert step.cache.shape == backend.kv_shape(case.spec, step.cache.shape[0])
     before = step.cache.clone()
     for _ in range(2):
+        step.query.neg_()
         plan = backend.plan(step.batch)
         out = backend.forward(plan, case.spec, step.query, step.key, step.value, step.cache)
         compare(step, out)

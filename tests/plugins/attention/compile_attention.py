@@ -102,7 +102,7 @@ def compile_decode(
     constants = layer(head_dim, **more)
     dim = triton.next_power_of_2(head_dim)
     used = triton.next_power_of_2(queries * constants["GROUP"])
-    config = decode_config(dim, SIZES[dtype], 132)
+    config = decode_config(dim, SIZES[dtype], 132, rows=64)
     constants |= {"QUERIES": queries, "ROWS": rows, "BLOCK_M": max(16, used), "USED": used, "DIM": dim}
     constants |= {"BLOCK_N": config.block_n, "PRECISION": "ieee"}
     options = {"num_warps": config.warps, "num_stages": config.stages}
@@ -121,7 +121,7 @@ def compile_prefill(head_dim: int, dtype: str = "bf16", **more: Any) -> dict[str
 
 def compile_hopper(head_dim: int, dtype: str = "bf16", **more: Any) -> dict[str, Any]:
     dim = triton.next_power_of_2(head_dim)
-    config = hopper_config(dim)
+    config = hopper_config(dim, 16384)
     constants = layer(head_dim, **more) | {"BLOCK_N": config.block_n, "STAGES": config.stages}
     layout = gl.NVMMASharedLayout(128, 16, 2)
     page = min(constants["BLOCK_SIZE"], config.block_n)

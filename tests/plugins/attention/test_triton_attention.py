@@ -27,7 +27,9 @@ def run(*arguments: str, interpret: bool) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs the same cases on the device")
-@pytest.mark.parametrize("group", ["test_decode", "test_queries", "test_prefill", "test_mixed", "test_float16"])
+@pytest.mark.parametrize(
+    "group", ["test_decode", "test_queries", "test_prefill", "test_mixed", "test_float16", "test_hopper"]
+)
 def test_under_the_interpreter(group):
     """In a process of its own: the interpreter must be chosen before Triton is imported, and stays chosen."""
     cases = f"{HERE / 'interpreted_attention.py'}::{group}"

@@ -23,7 +23,7 @@ def check(name: str, found: torch.Tensor, expected: torch.Tensor, tolerance: flo
 def run(device: str, dtype: torch.dtype) -> bool:
     from octavo_ops.gate import silu_mul
     from octavo_ops.norm import add_rms_norm, rms_norm
-    from octavo_ops.rotary import rope
+    from octavo_ops.rotary import qk_norm_rope, rope
 
     torch.manual_seed(0)
     tolerance = 1e-5 if dtype == torch.float32 else 4e-3
@@ -49,6 +49,12 @@ def run(device: str, dtype: torch.dtype) -> bool:
         kept = wide[:, heads:].clone()
         good &= check(f"rope {heads}x{dim}/{rotary}", rope(wide[:, :heads], cos, sin), expected, tolerance)
         good &= torch.equal(wide[:, heads:], kept)
+    for queries, heads, dim in ((4, 6, 64), (3, 4, 80)):
+        cos, sin = Rope({"rope_theta": 1e4}, dim, 64, torch.device(device))(torch.tensor([1, 9], device=device))
+        wide, *weights = (torch.randn(shape, device=device).to(dtype) for shape in ((2, heads + 1, dim), dim, dim))
+        expected = reference.qk_norm_rope(wide[:, :heads].clone(), *weights, queries, 1e-6, cos, sin)
+        found = qk_norm_rope(wide[:, :heads], *weights, queries, 1e-6, cos, sin)
+        good &= check(f"qk_norm_rope {heads}x{dim}", found, expected, tolerance)
     return good and check_draw(device)
 
 

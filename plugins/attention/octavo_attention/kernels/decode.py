@@ -37,9 +37,8 @@ def _first_tile(length, QUERIES: tl.constexpr, WINDOW: tl.constexpr, BLOCK_N: tl
 
 @triton.jit
 def _tile_count(length, QUERIES: tl.constexpr, WINDOW: tl.constexpr, BLOCK_N: tl.constexpr):
-    # At least one, so that somebody writes zeros for a padding row.
-    count = (length + BLOCK_N - 1) // BLOCK_N - _first_tile(length, QUERIES, WINDOW, BLOCK_N)
-    return tl.maximum(count, 1)
+    # None for a padding row: a unit costs a program the same latency whether there is anything to read or not.
+    return (length + BLOCK_N - 1) // BLOCK_N - _first_tile(length, QUERIES, WINDOW, BLOCK_N)
 
 
 @triton.jit(do_not_specialize=["rows", "table_stride"])
@@ -78,6 +77,7 @@ def decode_kernel(
     total = tl.max(ends, 0)
     programs = tl.minimum(tl.num_programs(0), total)
     program = tl.program_id(0)
+    _zero_padding(lengths, out, rows, QUERIES, KV_HEADS * GROUP * HEAD_DIM, DIM)
     if program >= programs:
         return
     unit = _first_unit(total, programs, program)
@@ -148,7 +148,18 @@ def decode_kernel(
         unit += hi - lo
         if unit == row_begin + count * KV_HEADS:
             row_begin = unit
-            row += 1
+            row = tl.sum((ends <= unit).to(tl.int32), 0)  # the next that is no padding
+
+
+@triton.jit
+def _zero_padding(lengths, out, rows, QUERIES: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr):
+    """Padding rows answer zeros: programs share them, one after another."""
+    d = tl.arange(0, DIM)
+    for row in range(tl.program_id(0), rows, tl.num_programs(0)):
+        if tl.load(lengths + row) == 0:
+            for at in range(0, QUERIES * WIDTH, DIM):
+                here = at + d < QUERIES * WIDTH
+                tl.store(out + row * (QUERIES * WIDTH) + at + d, tl.zeros([DIM], tl.float32), mask=here)
 
 
 @triton.jit

@@ -19,7 +19,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-_fetch = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared  # renamed in Triton 3.7
+_fetch = (
+    tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
+)  # renamed after Triton 3.6
 
 
 @gluon.jit

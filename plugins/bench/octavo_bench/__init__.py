@@ -1,0 +1,1 @@
+"""Measures Octavo, and any server with OpenAI's API: ``octavo bench``."""
