@@ -1,4 +1,4 @@
-"""Writes smollm2_greedy.json: what Transformers answers, greedily and in float32, to 50 prompts of 1 to 1,500 tokens.
+"""Writes smollm2_greedy.json: Transformers' greedy float32 answers to 50 prompts of 1 to 1,500 tokens.
 
     python tests/data/make_smollm2_oracle.py
 
