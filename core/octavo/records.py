@@ -147,7 +147,7 @@ class OpRecord(Record):
 class PolicyRecord(Record):
     """``build(options)`` returns a :class:`octavo.contracts.scheduling.SchedulingPolicy`. Pure Python.
 
-    ``uses_priority``: whether it heeds the priority of requests. Where it does not, those that bring one are refused.
+    ``uses_priority``: whether it heeds priorities. Where it does not, requests that bring one are refused.
     """
 
     uses_priority: bool = False
