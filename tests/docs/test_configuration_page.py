@@ -43,10 +43,15 @@ def sections():
 def options():
     """Of the records that Octavo's own plugins contribute, those with anything to set."""
     host = PluginHost.load()
-    for slot in SLOTS:
-        for item in host.contributions(slot.key):
-            if item.distribution == "octavo" and item.record.options.model_fields:
-                yield item.record.name, item.record.options
+    found = [
+        (slot.key, item.record.name, item.record.options)
+        for slot in SLOTS
+        for item in host.contributions(slot.key)
+        if item.distribution == "octavo" and item.record.options.model_fields
+    ]
+    names = [name for _, name, _ in found]
+    for slot, name, model in found:
+        yield (name if names.count(name) == 1 else f"{name} ({slot})"), model
 
 
 ALL = {**dict(sections()), **dict(options())}
