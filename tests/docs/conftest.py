@@ -7,10 +7,13 @@ that file, and it is written there. ``server`` marks blocks that talk to a serve
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import importlib.util
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -109,6 +112,7 @@ def tiny(tmp_path_factory):
 def desk(tmp_path, tiny, bundle, monkeypatch):
     """The working directory of a reader: ``./model`` is there, the bundled model is a tiny one."""
     shutil.copytree(tiny, tmp_path / "model")
+    monkeypatch.setattr("octavo.device._may_have_gpu", lambda: False)  # the pages say what a laptop prints
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.syspath_prepend(str(bundle))
@@ -122,7 +126,7 @@ def desk(tmp_path, tiny, bundle, monkeypatch):
             del sys.modules[name]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(bundle):
     """The address of ``octavo serve`` with a tiny model for the bundled one."""
     path = os.pathsep.join([str(bundle), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -132,6 +136,7 @@ def server(bundle):
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
     )
     log, ready = [], threading.Event()
 
@@ -145,10 +150,26 @@ def server(bundle):
     listener = threading.Thread(target=listen)
     listener.start()
     try:
-        assert ready.wait(120)
+        assert ready.wait(120), "".join(log)
         assert process.poll() is None, "".join(log)
         yield re.search(r"ready at (\S+)", "".join(log))[1]
     finally:
         process.terminate()
-        process.wait(30)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         listener.join()
+
+
+@pytest.fixture
+def example():
+    """``example("name")``: the module of examples/name.py."""
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(f"octavo_example_{name}", ROOT / "examples" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load

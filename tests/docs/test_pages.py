@@ -47,7 +47,7 @@ def test_blocks(page, read, root, desk):
         elif block.language == "python" and not block.mark:
             block.run(namespace)
         elif block.language == "python" and block.mark == "server":
-            compile(block.text, str(block), "exec")  # test_with_a_server runs it
+            compile(block.text, str(block), "exec")  # test_served_pages.py runs it
         elif block.language == "python":
             assert block.mark.endswith(".py"), f"{block}: what is {block.mark!r}?"
     tests = list(desk.glob("*/tests/test_*.py"))
@@ -83,20 +83,6 @@ def _run_tests(files):
     path = os.pathsep.join(path for path in sys.path if path)
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
     assert done.returncode == 0, done.stdout
-
-
-def test_with_a_server(page, read, server, desk):
-    """Python that is marked ``server``, and every ``curl``, against a served model."""
-    blocks = [block for block in read(page) if block.mark == "server"]
-    for block in blocks:
-        text = block.text.replace("http://127.0.0.1:8000", server)
-        if block.language == "python":
-            exec(compile("\n" * block.line + text, block.page, "exec"), {"__name__": "__main__"})
-        elif shutil.which("curl"):
-            done = subprocess.run(text, shell=True, capture_output=True, text=True, timeout=60)
-            assert done.returncode == 0, done.stderr
-            assert '"error"' not in done.stdout, done.stdout
-            assert done.stdout
 
 
 def test_commands(page, read):

@@ -81,7 +81,7 @@ class Guesser:
             request.params,
             max_tokens=len(request.output_ids) + asked.limit,
             seed=request.seed,
-            adapter_slot=request.adapter_slot,
+            adapter=request.adapter_key,
             stop_ids=sorted(request.stop_ids),
         )
         draft = answer[len(request.output_ids) :]
@@ -413,7 +413,7 @@ def test_every_answer_is_that_of_an_undisturbed_run_in_busy_traces(world, seed):
 def test_a_long_busy_day(policy, depth, guesses):
     """Thousands of steps of one engine with a pool so small that it preempts all the time."""
     random = Random(f"{policy} {depth}")
-    trace = Trace(World(policy, 1, depth, 4, 80, 6, 24, 70, True, guesses))
+    trace = Trace(World(policy, 1, depth, 4, 80, 6, 24, 70, True, guesses=guesses))
     while trace.steps < 1500:
         if random.random() < 0.25 and trace.scheduler.stats().waiting < 20:
             trace.add(make_request(len(trace.requests), random_arrival(random)))
