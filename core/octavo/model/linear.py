@@ -61,6 +61,7 @@ class Linear:
         }
         self.bias = torch.empty(self.spec.out_features, dtype=parts.dtype, device=parts.device) if bias else None
         self.weights: Any = None
+        self._slots: list[WeightSlot] = []
         self._reduce = ranks.all_reduce if division == "row" and ranks.size > 1 else None
         self._lora = parts.lora.attach(self._lora_site()) if parts.lora else None
 
@@ -87,21 +88,24 @@ class Linear:
             if not all(f"{part.module}.{name}" in missing for part in self._modules)
         }
         self.weights = self.method.finalize(self.spec, raw)
-        self.raw = {}
+        self.raw, self._slots = {}, []
 
     def slots(self) -> list[WeightSlot]:
-        """One slot for each checkpoint tensor: every parameter of every part."""
-        self._slots = [
+        """One slot for each checkpoint tensor: every parameter of every part. Always the same ones."""
+        if not self._slots:
+            self._slots = self._make_slots()
+        return self._slots
+
+    def _make_slots(self) -> list[WeightSlot]:
+        slots = [
             self._slot(part, index, name, param)
             for index, part in enumerate(self._modules)
             for name, param in self.params.items()
         ]
         if self.bias is not None:
             spec = ParamSpec(shape=tuple(self.bias.shape), dtype=self.bias.dtype, out_axis=0)
-            self._slots += [
-                self._slot(part, index, "bias", spec, self.bias) for index, part in enumerate(self._modules)
-            ]
-        return self._slots
+            slots += [self._slot(part, index, "bias", spec, self.bias) for index, part in enumerate(self._modules)]
+        return slots
 
     def _lora_site(self) -> LoraSite:
         ranks, parts, offset = self._parts.ranks, [], 0

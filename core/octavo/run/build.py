@@ -44,8 +44,8 @@ def load_model(resolved: Resolved, parts: Parts, progress: Progress) -> tuple[Ca
     """The model, loaded and finalised, and the bytes its weights took while loading."""
     model = build_model(resolved, parts)
     choice = resolved.choices["loader"]
+    size = sum(slot.target.numel() * slot.target.element_size() for slot in model.slots())
     with torch.inference_mode():
         choice.build(resolved.context, choice.options).load(model, resolved.context.model, progress)
-        size = sum(slot.target.numel() * slot.target.element_size() for slot in model.slots())
         model.finalize()
     return model, size
