@@ -12,6 +12,7 @@ from octavo.contracts.linear import LinearSpec
 from octavo.contracts.model import WeightSlot
 from octavo.model.parallel import shard_slice
 from octavo.model.parts import Parts
+from octavo.model.unquantized import Unquantized
 
 
 class RMSNorm:
@@ -73,8 +74,11 @@ class LMHead:
         self.weights: Any = None
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        logits = self._ranks.gather_last(self.method.apply(self.weights, hidden, None))
-        return logits[:, : self._vocab_size].float()
+        if isinstance(self.method, Unquantized):
+            logits = self.method.apply(self.weights, hidden, None, torch.float32)
+        else:
+            logits = self.method.apply(self.weights, hidden, None)
+        return self._ranks.gather_last(logits)[:, : self._vocab_size].float()
 
     def slots(self) -> list[WeightSlot]:
         return [
