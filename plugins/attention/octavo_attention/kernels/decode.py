@@ -235,7 +235,7 @@ def _merge(
     USED: tl.constexpr,
 ):
     # Partial results are read several at once, so that their loads overlap, as far as registers allow.
-    PARTS: tl.constexpr = max(1, 8192 // (USED * DIM))
+    PARTS: tl.constexpr = max(1, 4096 // (USED * DIM))
     m = tl.arange(0, USED)
     d = tl.arange(0, DIM)
     high = tl.full([USED], -1e30, tl.float32)
