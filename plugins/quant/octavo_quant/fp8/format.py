@@ -110,9 +110,7 @@ class Fp8Format:
         return ParamSpec(shape=shape, dtype=dtype, out_axis=0, in_axis=1, out_pack=(high, 1), in_pack=(wide, 1))
 
     def _number(self, spec: LinearSpec, name: str) -> ParamSpec:
-        return ParamSpec(
-            shape=self.stored.shape(f"{spec.name}.{name}") or (), dtype=torch.float32, per_part=True
-        )
+        return ParamSpec(shape=self.stored.shape(f"{spec.name}.{name}") or (), dtype=torch.float32, per_part=True)
 
     def _check_division(self, module: str, rows: int, columns: int, part: int, spec: LinearSpec) -> None:
         """Ranks must get whole blocks."""

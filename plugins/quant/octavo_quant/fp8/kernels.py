@@ -1,4 +1,4 @@
-"""FP8 in Triton: quantising activations, and products of few tokens or of scaled blocks.
+"""Eight-bit linears in Triton: quantising activations to FP8, and the product of FP8 or INT8 numbers with scales.
 
 A product is computed as weights times activations, [out, in] x [in, tokens]: tensor cores take 64 rows at a time on
 that side and as few as 8 on the other, so a batch of 16 tokens wastes nothing.
@@ -52,9 +52,7 @@ def quantise_rows_kernel(
 
 
 @triton.jit
-def quantise_groups_kernel(
-    x, codes, scales, size, stride, groups, GROUP: tl.constexpr, BLOCK: tl.constexpr
-):
+def quantise_groups_kernel(x, codes, scales, size, stride, groups, GROUP: tl.constexpr, BLOCK: tl.constexpr):
     # BLOCK groups of one token.
     row = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -68,11 +66,13 @@ def quantise_groups_kernel(
 
 
 @triton.jit(do_not_specialize=["tokens", "splits", "share"])
-def fp8_matmul_kernel(
+def scaled_product_kernel(
     weight,
     weight_scales,
     x,
     x_scales,
+    x_zeros,
+    sums,
     bias,
     out,
     partial,
@@ -86,6 +86,8 @@ def fp8_matmul_kernel(
     share,
     BLOCKED: tl.constexpr,
     WIDE: tl.constexpr,
+    WHOLE: tl.constexpr,
+    SHIFTED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     EVEN: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -93,7 +95,8 @@ def fp8_matmul_kernel(
     BLOCK_K: tl.constexpr,
 ):
     # BLOCKED: scales [outputs, groups] and [tokens, groups], one for BLOCK_K inputs. WIDE: x is 16-bit and has no
-    # scales. Programs along the inputs (splits of them, share inputs each) leave partial sums; the last to come
+    # scales. WHOLE: both are int8. SHIFTED: x stands for x - x_zeros, and sums are those of each output's weights.
+    # Programs along the inputs (splits of them, share tiles each) leave partial sums; the last to come
     # adds them in their order, so that an answer never depends on timing.
     tiles = tl.cdiv(outputs, BLOCK_N)
     tile = tl.program_id(0)
@@ -101,21 +104,21 @@ def fp8_matmul_kernel(
     t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
     k = tl.arange(0, BLOCK_K)
     split = tl.program_id(2)
-    lo = split * share
-    hi = tl.minimum(size, lo + share)
+    lo = split * share * BLOCK_K
+    hi = tl.minimum(size, lo + share * BLOCK_K)
     n_in = n < outputs
     t_in = t < tokens
     rows = weight + n.to(tl.int64)[:, None] * size + k[None, :]
     columns = x + t.to(tl.int64)[None, :] * x_stride + k[:, None]
-    acc = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
+    acc = tl.zeros([BLOCK_N, BLOCK_T], tl.int32 if WHOLE else tl.float32)
     for begin in range(lo, hi, BLOCK_K):
         if EVEN:
-            w = tl.load(rows + begin, mask=n_in[:, None], other=0.0)
-            v = tl.load(columns + begin, mask=t_in[None, :], other=0.0)
+            w = tl.load(rows + begin, mask=n_in[:, None], other=0)
+            v = tl.load(columns + begin, mask=t_in[None, :], other=0)
         else:
             k_in = begin + k < size
-            w = tl.load(rows + begin, mask=n_in[:, None] & k_in[None, :], other=0.0)
-            v = tl.load(columns + begin, mask=t_in[None, :] & k_in[:, None], other=0.0)
+            w = tl.load(rows + begin, mask=n_in[:, None] & k_in[None, :], other=0)
+            v = tl.load(columns + begin, mask=t_in[None, :] & k_in[:, None], other=0)
         if WIDE:
             w = w.to(v.dtype)
         if BLOCKED:
@@ -126,8 +129,11 @@ def fp8_matmul_kernel(
                 v_scale = tl.load(x_scales + t.to(tl.int64) * groups + group, mask=t_in, other=0.0)
                 product = product * v_scale[None, :]
             acc += product
+        elif WHOLE:
+            acc = tl.dot(w, v, acc, out_dtype=tl.int32)
         else:
             acc = tl.dot(w, v, acc)
+    acc = acc.to(tl.float32)
     if splits > 1:
         place = tl.arange(0, BLOCK_N)[:, None] * BLOCK_T + tl.arange(0, BLOCK_T)[None, :]
         pair = tl.program_id(1) * tiles + tile
@@ -140,6 +146,9 @@ def fp8_matmul_kernel(
         for one in range(splits):
             acc += tl.load(base + one * (BLOCK_N * BLOCK_T) + place, cache_modifier=".cg")
         tl.store(counters + pair, 0)  # ready for the next launch
+    if SHIFTED:
+        zero = tl.load(x_zeros + t, mask=t_in, other=0.0)
+        acc -= tl.load(sums + n, mask=n_in, other=0.0)[:, None] * zero[None, :]
     if not BLOCKED:
         acc = acc * tl.load(weight_scales + n, mask=n_in, other=0.0)[:, None]
         if not WIDE:

@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from octavo_quant.fp8.format import E4M3
-from octavo_quant.fp8.kernels import fp8_matmul_kernel, quantise_groups_kernel, quantise_rows_kernel
+from octavo_quant.fp8.kernels import scaled_product_kernel, quantise_groups_kernel, quantise_rows_kernel
 from octavo_quant.scratch import counters, processors
 
 _ONCE = 16384  # inputs that one program keeps in registers
@@ -86,11 +86,14 @@ def matmul(
     bias: Tensor | None,
     dtype: torch.dtype,
     tile: Tile | None = None,
+    x_zeros: Tensor | None = None,
+    sums: Tensor | None = None,
 ) -> Tensor:
-    """``x`` [tokens, in] times ``weight`` e4m3 [out, in], transposed, to [tokens, out] in ``dtype``.
+    """``x`` [tokens, in] times ``weight`` [out, in], transposed, to [tokens, out] in ``dtype``.
 
-    ``x`` is e4m3 with float32 scales, or 16-bit without. Scales of both are one a row, or [rows, groups] with a
-    group for each 128 inputs.
+    ``weight`` is e4m3, and ``x`` e4m3 with float32 scales or 16-bit without; or both are int8. Scales of both are
+    one a row, or (of e4m3) [rows, groups] with a group for each 128 inputs. ``x_zeros`` float32 [tokens] are
+    subtracted from int8 ``x``; ``sums`` float32 [out] are then those of the weights.
     """
     tokens, size = x.shape
     outputs = weight.shape[0]
@@ -104,11 +107,13 @@ def matmul(
     splits, share = _split(pairs, size, tile, processors(x.device))
     numbers = splits * pairs * tile.outputs * tile.tokens if splits > 1 else 1
     partial = torch.empty(numbers, dtype=torch.float32, device=x.device)
-    fp8_matmul_kernel[(*grid, splits)](
+    scaled_product_kernel[(*grid, splits)](
         weight,
         weight_scales,
         x,
         x_scales if x_scales is not None else weight_scales,
+        x_zeros if x_zeros is not None else weight_scales,
+        sums if sums is not None else weight_scales,
         bias if bias is not None else weight_scales,
         out,
         partial,
@@ -122,6 +127,8 @@ def matmul(
         share,
         BLOCKED=blocked,
         WIDE=x_scales is None,
+        WHOLE=weight.dtype == torch.int8,
+        SHIFTED=x_zeros is not None,
         HAS_BIAS=bias is not None,
         EVEN=size % tile.inputs == 0,
         BLOCK_T=tile.tokens,
@@ -134,9 +141,9 @@ def matmul(
 
 
 def _split(pairs: int, size: int, tile: Tile, processors: int) -> tuple[int, int]:
-    """Programs along the inputs, and the inputs of each: enough of them for two a processor, none with less than
+    """Programs along the inputs, and the tiles of each: enough of them for two a processor, none with less than
     four tiles to read."""
     steps = triton.cdiv(size, tile.inputs)
     wanted = triton.cdiv(2 * processors, pairs) if pairs < 1.5 * processors else 1
     share = triton.cdiv(steps, max(1, min(wanted, steps // 4)))
-    return triton.cdiv(steps, share), share * tile.inputs
+    return triton.cdiv(steps, share), share

@@ -32,7 +32,7 @@ def quantise_groups(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
     wide = torch.nn.functional.pad(x.float(), (0, groups * group - size)).view(tokens, groups, group)
     scale = wide.abs().amax(2).clamp_(min=_TINY) / LARGEST
     codes = (wide / scale.unsqueeze(2)).clamp_(-LARGEST, LARGEST).to(E4M3)
-    return codes.view(tokens, -1)[:, :size].contiguous(), scale
+    return codes.view(tokens, groups * group)[:, :size].contiguous(), scale
 
 
 def quantise_weight(weight: Tensor, parts: tuple[int, ...] | None) -> tuple[Tensor, Tensor]:
