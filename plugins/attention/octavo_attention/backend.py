@@ -57,7 +57,9 @@ class TritonAttention:
         query, key, value = _packed(query), _packed(key), _packed(value)
         prefills = plan.decode_rows < plan.batch.num_rows
         hopper = self._hopper if cache.dtype == query.dtype else None
-        write(key, value, cache, plan.batch.slots, plan.decode_tokens, clean=prefills and hopper is not None)
+        scales = (spec.key_scale, spec.value_scale)
+        clean = prefills and hopper is not None
+        write(key, value, cache, plan.batch.slots, plan.decode_tokens, clean, scales)
         out = torch.empty(query.shape[0], spec.num_heads * spec.head_dim, dtype=query.dtype, device=query.device)
         dim = triton.next_power_of_2(spec.head_dim)
         if plan.decode_rows:

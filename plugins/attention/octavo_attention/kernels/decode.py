@@ -54,6 +54,7 @@ def decode_kernel(
     rows,
     scale,
     soft_cap,
+    value_scale,
     query_token_stride,
     query_head_stride,
     table_stride,
@@ -128,7 +129,7 @@ def decode_kernel(
         whole = (lo == 0) & (hi == count)
         out_at = out + token[:, None] * (KV_HEADS * GROUP * HEAD_DIM) + q_head[:, None] * HEAD_DIM + d[None, :]
         if whole:
-            tl.store(out_at, acc / tl.maximum(norm, 1e-30)[:, None], mask=inside)
+            tl.store(out_at, acc * (value_scale / tl.maximum(norm, 1e-30))[:, None], mask=inside)
         else:
             begin = row_begin + head * count
             left = _owner(total, programs, begin)
@@ -141,7 +142,7 @@ def decode_kernel(
             pair = row * KV_HEADS + head
             if tl.atomic_add(counters + pair, 1, sem="acq_rel", scope="gpu") == right - left:
                 _merge(
-                    partial, stats, out, left, right, row * QUERIES, head,
+                    partial, stats, out, left, right, row * QUERIES, head, value_scale,
                     KV_HEADS, GROUP, QUERIES, HEAD_DIM, DIM, USED,
                 )  # fmt: skip
                 tl.store(counters + pair, 0)  # ready for the next launch
@@ -171,6 +172,7 @@ def _merge(
     right,
     token,
     head,
+    value_scale,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     QUERIES: tl.constexpr,
@@ -203,4 +205,4 @@ def _merge(
         high = top
     at = (token + m // GROUP).to(tl.int64)[:, None] * (KV_HEADS * GROUP) + head * GROUP + (m % GROUP)[:, None]
     inside = (m < QUERIES * GROUP)[:, None] & (d < HEAD_DIM)[None, :]
-    tl.store(out + at * HEAD_DIM + d[None, :], acc / tl.maximum(norm, 1e-30)[:, None], mask=inside)
+    tl.store(out + at * HEAD_DIM + d[None, :], acc * (value_scale / tl.maximum(norm, 1e-30))[:, None], mask=inside)
