@@ -13,6 +13,12 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
+def reserve(device: torch.device) -> None:
+    """Make it before anything is captured: memory that a graph's capture makes belongs to that graph."""
+    if device.type == "cuda":
+        counters(device, 1)
+
+
 def counters(device: torch.device, count: int) -> torch.Tensor:
     """At least ``count`` int32 that are 0 between launches. Never given back: captured graphs hold the address."""
     return _counters(device, max(4096, 1 << (count - 1).bit_length()))

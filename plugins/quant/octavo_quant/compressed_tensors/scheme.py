@@ -82,6 +82,6 @@ class CompressedTensorsScheme:
     def _unknown(self, spec: LinearSpec, group: Group) -> CheckpointError:
         inputs = f", activations {group.inputs}" if group.inputs else ""
         return CheckpointError(
-            f"{self.stored.path}: {spec.name} is in config_groups.{group.name} with weights {group.weights}{inputs} "
-            f"(format {group.format or 'not stated'}), which no kernel or decoder here knows."
+            f"{self.stored.path}: {spec.name} is in config_groups.{group.name} with weights {group.weights}{inputs}"
+            f" (format {group.format or 'not stated'}), which no kernel or decoder here knows."
         )

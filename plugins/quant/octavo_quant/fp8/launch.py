@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from octavo_quant.fp8.format import E4M3
-from octavo_quant.fp8.kernels import scaled_product_kernel, quantise_groups_kernel, quantise_rows_kernel
+from octavo_quant.fp8.kernels import quantise_groups_kernel, quantise_rows_kernel, scaled_product_kernel
 from octavo_quant.scratch import counters, processors
 
 _ONCE = 16384  # inputs that one program keeps in registers

@@ -51,7 +51,7 @@ class Fp8Scheme:
     def _left_out(self, module: str) -> bool:
         """Some tools leave layers out without a word: what is stored in 16 bits is not quantised."""
         stored = self.form.stored
-        if module.endswith("lm_head") and not stored.dtype(f"{module}.weight") == "float8_e4m3fn":
+        if module.endswith("lm_head") and stored.dtype(f"{module}.weight") != "float8_e4m3fn":
             return True
         return self.skip(module) or (stored.known and stored.dtype(f"{module}.weight") in ("bfloat16", "float16"))
 
