@@ -84,7 +84,7 @@ def compile_product(
     field = 4 if bits == 3 else bits
     constants = {"BITS": bits, "FIELD": field, "GROUP": group, "SEGMENT": math.gcd(group, unit_size(field))}
     constants |= {"ZERO": zero, "WIDE": False, "BIASED": False, "PERMUTED": False, "EVEN": True, "SWAP": tile.swap}
-    constants |= {"FAST": field == 4 and zero != 2 and dtype != "fp32", "SPLITS": 4, "STAGES": tile.stages}
+    constants |= {"FAST": field == 4 and zero != 2 and dtype != "fp32", "SPLIT": True, "STAGES": tile.stages}
     constants |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, **more}
     shape = f"{tile.block_m}x{tile.block_n}{' swapped' if tile.swap else ''}"
     label = f"product {bits} bit g{group} z{zero} {shape} {more or ''}"

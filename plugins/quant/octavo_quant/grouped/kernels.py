@@ -152,7 +152,7 @@ def _finish(acc, bias_ptr, out_ptr, rows, columns, tokens, outputs, out_stride, 
     tl.store(at, acc.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "units", "span", "splits"])
 def product_kernel(
     x_ptr,
     words_ptr,
@@ -167,6 +167,7 @@ def product_kernel(
     width,
     units,
     span,
+    splits,
     x_stride,
     out_stride,
     BITS: tl.constexpr,
@@ -180,16 +181,17 @@ def product_kernel(
     EVEN: tl.constexpr,
     FAST: tl.constexpr,
     SWAP: tl.constexpr,
-    SPLITS: tl.constexpr,
+    SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """One tile of ``out`` over ``span`` units of input channels.
 
-    ``SEGMENT`` channels of a unit share a scale. Codes less whole zero points are exact in 16 bits: these are summed
-    before they are scaled. ``FAST``: eight codes of a word are unpacked at once. Where the channels are split among programs, each leaves its float32 sums in
-    ``partial``, and the last to arrive adds them up, in order: the same inputs give the same bits.
+    ``SEGMENT`` channels of a unit share a scale. Codes less whole zero points are exact in 16 bits: these are
+    summed before they are scaled. ``FAST``: eight codes of a word are unpacked at once. Where the channels are
+    ``SPLIT`` among programs, each leaves its float32 sums in ``partial``, and the last to arrive adds them up, in
+    order: the same inputs give the same bits.
     """
     tile_n, split, tile_m = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     UNIT: tl.constexpr = 16 * (32 // FIELD)
@@ -237,18 +239,18 @@ def product_kernel(
                 acc += total * scale[None, :]
     if SWAP:
         acc = tl.trans(acc)
-    if SPLITS == 1:
+    if not SPLIT:
         _finish(acc, bias_ptr, out_ptr, rows, columns, tokens, outputs, out_stride, BIASED)
     else:
         tile = tile_m * tl.num_programs(0) + tile_n
         at = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-        mine = partial_ptr + (tile * SPLITS).to(tl.int64) * (BLOCK_M * BLOCK_N) + at
+        mine = partial_ptr + (tile * splits).to(tl.int64) * (BLOCK_M * BLOCK_N) + at
         inside = (rows < tokens)[:, None] & valid[None, :]
         tl.store(mine + split * (BLOCK_M * BLOCK_N), acc, mask=inside)
         tl.debug_barrier()  # all threads' stores come before the one thread's release
-        if tl.atomic_add(counter_ptr + tile, 1, sem="acq_rel", scope="gpu") == SPLITS - 1:
+        if tl.atomic_add(counter_ptr + tile, 1, sem="acq_rel", scope="gpu") == splits - 1:
             total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-            for other in tl.static_range(SPLITS):
+            for other in range(splits):
                 total += tl.load(mine + other * (BLOCK_M * BLOCK_N), mask=inside, other=0.0)
             tl.store(counter_ptr + tile, 0)  # ready for the next launch
             _finish(total, bias_ptr, out_ptr, rows, columns, tokens, outputs, out_stride, BIASED)
