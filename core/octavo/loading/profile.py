@@ -116,7 +116,7 @@ def _refuse_pickle(folder: Path) -> None:
 
 
 def _quantization(folder: Path, raw: Mapping[str, Any], where: str) -> Mapping[str, Any] | None:
-    """``quantization_config`` of config.json, or the file that older GPTQ, AWQ and ModelOpt tools wrote beside it."""
+    """``quantization_config`` of config.json, or the file that GPTQ, AWQ or ModelOpt wrote beside it."""
     text = Fields(raw, where).section("text_config") or {}
     for key in ("quantization_config", "compression_config"):
         found = Fields(raw, where).section(key) or Fields(text, where).section(key)
