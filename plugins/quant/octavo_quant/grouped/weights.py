@@ -74,15 +74,21 @@ def pack_grouped(
         dense = dequantise(codes, scales, zeros, bits, group)
         if permutation is not None:
             dense = torch.empty_like(dense).index_copy_(1, permutation.long(), dense)
-        return GroupedWeights(
-            out_features=rows,
-            in_features=width,
-            bits=bits,
-            group_size=group,
-            dtype=dtype,
-            dense=prepare_dense(dense.to(dtype)),
-        )
+        return dense_grouped(dense, bits=bits, group_size=group, dtype=dtype)
     return pack_for_kernels(codes, scales, zeros, bits=bits, group_size=group, permutation=permutation, dtype=dtype)
+
+
+def dense_grouped(weight: Tensor, *, bits: int, group_size: int, dtype: torch.dtype) -> GroupedWeights:
+    """A weight [out, in] that stays dequantised, in ``dtype``."""
+    rows, width = weight.shape
+    return GroupedWeights(
+        out_features=rows,
+        in_features=width,
+        bits=bits,
+        group_size=group_size,
+        dtype=dtype,
+        dense=prepare_dense(weight.to(dtype)),
+    )
 
 
 def pack_for_kernels(
