@@ -25,8 +25,8 @@ def pack_merged(
     """Pack ``codes`` uint8 [out, in] of layers of ``out_parts`` outputs, in one piece where they allow it.
 
     ``orders`` int [parts, in]: the group of each input channel, where groups are not neighbours; other arguments
-    as for :func:`octavo_quant.grouped.pack_grouped`. Groups that don't all have ``group_size`` channels here (a rank's
-    piece of a layer with act-order) can't be packed: such a layer is kept dequantised.
+    as for :func:`octavo_quant.grouped.pack_grouped`. Groups that don't all have ``group_size`` channels here (a
+    rank's piece of a layer with act-order) can't be packed: such a layer is kept dequantised.
     """
     if orders is None or bool((orders == _plain_order(orders, group_size)).all()):
         one = pack_grouped(codes.contiguous(), scales, zeros, bits=bits, group_size=group_size, dtype=dtype)

@@ -67,7 +67,7 @@ def pack_grouped(
     belongs to input ``permutation[j]``. ``dtype`` is that of the activations. Raises ``ValueError`` where sizes do
     not fit each other.
     """
-    rows, width = codes.shape
+    width = codes.shape[1]
     group = width if group_size == -1 else group_size
     _check(codes, scales, zeros, bits, group, width)
     if codes.device.type != "cuda" or not fits_kernels(width, group, bits):

@@ -43,10 +43,24 @@ class AwqLinear:
         group = _local_group(spec, self.group_size)
         groups, axis = spec.in_features // group, _group_axis(spec, self.group_size, 0)
         words = spec.out_features // 8
-        packed = {"dtype": torch.int32, "out_axis": 1, "out_pack": (8, 1), "transient": True}
         return {
-            "qweight": ParamSpec(shape=(spec.in_features, words), in_axis=0, **packed),
-            "qzeros": ParamSpec(shape=(groups, words), in_axis=axis, in_pack=(group, 1), **packed),
+            "qweight": ParamSpec(
+                shape=(spec.in_features, words),
+                dtype=torch.int32,
+                in_axis=0,
+                out_axis=1,
+                out_pack=(8, 1),
+                transient=True,
+            ),
+            "qzeros": ParamSpec(
+                shape=(groups, words),
+                dtype=torch.int32,
+                in_axis=axis,
+                out_axis=1,
+                in_pack=(group, 1),
+                out_pack=(8, 1),
+                transient=True,
+            ),
             "scales": ParamSpec(
                 shape=(groups, spec.out_features),
                 dtype=torch.float32,
@@ -96,10 +110,23 @@ class AwqGemvLinear:
         group, rows = full if self.group_size == -1 else self.group_size, spec.out_features
         words = _padded(full, group) * spec.in_features // full
         axis = _group_axis(spec, self.group_size, 1)
-        packed = {"dtype": torch.int32, "out_axis": 0, "transient": True}
         return {
-            "qweight": ParamSpec(shape=(rows, spec.in_features // 8), in_axis=1, in_pack=(8, 1), **packed),
-            "qzeros": ParamSpec(shape=(rows, words), in_axis=axis, in_pack=(8 * group, 1), **packed),
+            "qweight": ParamSpec(
+                shape=(rows, spec.in_features // 8),
+                dtype=torch.int32,
+                out_axis=0,
+                in_axis=1,
+                in_pack=(8, 1),
+                transient=True,
+            ),
+            "qzeros": ParamSpec(
+                shape=(rows, words),
+                dtype=torch.int32,
+                out_axis=0,
+                in_axis=axis,
+                in_pack=(8 * group, 1),
+                transient=True,
+            ),
             "scales": ParamSpec(
                 shape=(rows, words * 8),
                 dtype=torch.float32,
@@ -144,7 +171,8 @@ def _packed(spec: LinearSpec, codes: Tensor, scales: Tensor, zeros: Tensor, grou
 def _padded(width: int, group: int) -> int:
     """Words of zero points a row in version ``gemv``: a multiple of 1, 2 or 4 for groups of 128, 64 and 32."""
     step = max(1, 128 // group)
-    return -(-(-(-(width // group) // 8)) // step) * step
+    words = (width // group + 7) // 8
+    return (words + step - 1) // step * step
 
 
 def _local_group(spec: LinearSpec, group: int) -> int:

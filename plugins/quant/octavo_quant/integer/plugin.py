@@ -1,15 +1,28 @@
-"""Plugin `integer`: checkpoints with integer weights (GPTQ, AWQ, auto-round). Imports no torch."""
+"""Plugin `integer`: checkpoints with integer weights (GPTQ, AWQ, auto-round), and INT4 made while loading."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
-from octavo.config.schema import NoOptions
+from pydantic import Field
+
+from octavo.config.schema import NoOptions, Section
 from octavo.hookspecs import hookimpl
 from octavo.records import Context, ModelProfile, QuantizationRecord
 
 OCTAVO_API = (1, 0)
+
+
+class Int4Options(Section):
+    """How an unquantised checkpoint becomes INT4."""
+
+    group_size: Literal[32, 64, 128] = Field(
+        128, description="Neighbouring weights that share a scale and a zero point."
+    )
+    skip: list[str] = Field(
+        ["lm_head"], description="Modules left unquantised: paths, their ends, wildcards, or `re:` and a pattern."
+    )
 
 
 def _method(profile: ModelProfile) -> str:
@@ -44,12 +57,32 @@ def _build(ctx: Context, _: NoOptions) -> Any:
     return IntegerScheme(Stored(ctx.model), read_settings(ctx.model))
 
 
+def _plain_only(ctx: Context) -> str | None:
+    return "the checkpoint is quantised already" if ctx.model.quantization is not None else None
+
+
+def _build_int4(_: Context, options: Int4Options) -> Any:
+    from octavo_quant.integer.online import Int4Linear, Int4Scheme
+    from octavo_quant.skips import skipper
+
+    return Int4Scheme(Int4Linear(options.group_size), skipper(options.skip))
+
+
 @hookimpl
 def octavo_quantizations() -> Iterable[QuantizationRecord]:
-    """Contribute one scheme a family of checkpoints."""
+    """Contribute one scheme a family of checkpoints, and the one that needs none."""
     for name, summary, detect in (
         ("gptq", "GPTQ checkpoints of 2, 3, 4 and 8 bits, also with act-order.", _is_gptq),
         ("awq", "AWQ checkpoints (gemm, gemv).", _is_awq),
         ("auto-round", "auto-round's checkpoints of integers, packed as for GPTQ or AWQ.", _is_auto_round),
     ):
         yield QuantizationRecord(name=name, summary=summary, detect=detect, remark=_remark, build=_build)
+    yield QuantizationRecord(
+        name="int4",
+        summary="INT4 weights in groups, made of 16-bit ones while loading.",
+        options=Int4Options,
+        automatic=False,
+        supports=_plain_only,
+        remark=_remark,
+        build=_build_int4,
+    )
