@@ -59,7 +59,7 @@ def compile_kernel(
         code = subprocess.run([BIN / "nvdisasm", file.name], capture_output=True, text=True, check=True).stdout
     if "--dump" in sys.argv:
         folder = Path(sys.argv[sys.argv.index("--dump") + 1])
-        name = re.sub(r"\W+", "_", label)
+        name = re.sub(r"\W+", "_", f"{label} {dtype}")
         (folder / f"{name}.sass").write_text(code)
         (folder / f"{name}.ttgir").write_text(compiled.asm["ttgir"])
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout + usage.stderr)
@@ -84,9 +84,10 @@ def compile_product(
     field = 4 if bits == 3 else bits
     constants = {"BITS": bits, "FIELD": field, "GROUP": group, "SEGMENT": math.gcd(group, unit_size(field))}
     constants |= {"ZERO": zero, "WIDE": False, "BIASED": False, "PERMUTED": False, "EVEN": True, "SWAP": tile.swap}
-    constants |= {"FAST": field == 4 and zero != 2 and dtype != "fp32", "SPLITS": 4, "STAGES": tile.stages}
+    constants |= {"FAST": field == 4 and zero != 2 and dtype != "fp32", "SPLIT": True, "STAGES": tile.stages}
     constants |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, **more}
-    label = f"product {bits} bit g{group} z{zero} {tile.block_m}x{tile.block_n} {'swap' if tile.swap else ''} {more or ''}"
+    shape = f"{tile.block_m}x{tile.block_n}{' swapped' if tile.swap else ''}"
+    label = f"product {bits} bit g{group} z{zero} {shape} {more or ''}"
     return compile_kernel(product_kernel, label.strip(), dtype, constants, {"num_warps": tile.warps})
 
 

@@ -108,11 +108,38 @@ def _load_x(x_ptr, perm_ptr, rows, channels, tokens, width, x_stride, PERMUTED: 
 
 
 @triton.jit
+def _side_by_side(left, right):
+    """[rows, n] twice to [rows, 2 n]: registers change their names, no more."""
+    both = tl.permute(tl.join(left, right), (0, 2, 1))
+    return tl.reshape(both, (left.shape[0], 2 * left.shape[1]))
+
+
+@triton.jit
+def _gather(parts, first: tl.constexpr, count: tl.constexpr):
+    """``count`` neighbouring fields, [rows, 16 * count]."""
+    if count == 1:
+        whole = parts[first]
+    elif count == 2:
+        whole = _side_by_side(parts[first], parts[first + 1])
+    elif count == 4:
+        whole = _side_by_side(
+            _side_by_side(parts[first], parts[first + 1]), _side_by_side(parts[first + 2], parts[first + 3])
+        )
+    else:
+        left = _side_by_side(_side_by_side(parts[0], parts[1]), _side_by_side(parts[2], parts[3]))
+        right = _side_by_side(_side_by_side(parts[4], parts[5]), _side_by_side(parts[6], parts[7]))
+        whole = _side_by_side(left, right)
+    return whole
+
+
+@triton.jit
 def _multiply(x, weight, acc, SWAP: tl.constexpr):
     """``acc`` plus ``x`` [tokens, 16] by ``weight`` [outputs, 16]; outputs first where ``SWAP``."""
     if SWAP:
-        return tl.dot(weight, tl.trans(x), acc, input_precision="ieee")
-    return tl.dot(x, tl.trans(weight), acc, input_precision="ieee")
+        acc = tl.dot(weight, tl.trans(x), acc, input_precision="ieee")
+    else:
+        acc = tl.dot(x, tl.trans(weight), acc, input_precision="ieee")
+    return acc
 
 
 @triton.jit
@@ -125,7 +152,7 @@ def _finish(acc, bias_ptr, out_ptr, rows, columns, tokens, outputs, out_stride, 
     tl.store(at, acc.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "units", "span", "splits"])
 def product_kernel(
     x_ptr,
     words_ptr,
@@ -140,6 +167,7 @@ def product_kernel(
     width,
     units,
     span,
+    splits,
     x_stride,
     out_stride,
     BITS: tl.constexpr,
@@ -153,16 +181,17 @@ def product_kernel(
     EVEN: tl.constexpr,
     FAST: tl.constexpr,
     SWAP: tl.constexpr,
-    SPLITS: tl.constexpr,
+    SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """One tile of ``out`` over ``span`` units of input channels.
 
-    ``SEGMENT`` channels of a unit share a scale. With ``FAST`` they are summed before they are scaled; else each
-    weight is dequantised by itself. Where the channels are split among programs, each leaves its float32 sums in
-    ``partial``, and the last to arrive adds them up, in order: the same inputs give the same bits.
+    ``SEGMENT`` channels of a unit share a scale. Codes less whole zero points are exact in 16 bits: these are
+    summed before they are scaled. ``FAST``: eight codes of a word are unpacked at once. Where the channels are
+    ``SPLIT`` among programs, each leaves its float32 sums in ``partial``, and the last to arrive adds them up, in
+    order: the same inputs give the same bits.
     """
     tile_n, split, tile_m = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     UNIT: tl.constexpr = 16 * (32 // FIELD)
@@ -186,42 +215,42 @@ def product_kernel(
             meta = tl.load(meta_ptr + group * outputs + columns, mask=valid, other=0)
             scale = _scale_of(meta, WIDE)
             zero = _zero_of(meta, BITS, ZERO)
+            total = tl.zeros(acc.shape, dtype=tl.float32)
             if FAST:
                 parts = _unpack_fast(words, zero[:, None], x_ptr.dtype.element_ty == tl.bfloat16)
-                if SWAP:
-                    total = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
-                else:
-                    total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-                for field in tl.static_range(FIELDS):
-                    channels = unit * UNIT + (segment * FIELDS + field) * 16 + inner
-                    x = _load_x(x_ptr, perm_ptr, rows, channels, tokens, width, x_stride, PERMUTED, EVEN)
-                    total = _multiply(x, parts[segment * FIELDS + field], total, SWAP)
-                if SWAP:
-                    acc += total * scale[:, None]
-                else:
-                    acc += total * scale[None, :]
+                channels = unit * UNIT + segment * SEGMENT + tl.arange(0, SEGMENT)
+                x = _load_x(x_ptr, perm_ptr, rows, channels, tokens, width, x_stride, PERMUTED, EVEN)
+                total = _multiply(x, _gather(parts, segment * FIELDS, FIELDS), total, SWAP)
             else:
                 for field in tl.static_range(FIELDS):
                     channels = unit * UNIT + (segment * FIELDS + field) * 16 + inner
                     x = _load_x(x_ptr, perm_ptr, rows, channels, tokens, width, x_stride, PERMUTED, EVEN)
-                    weight = _field(words, segment * FIELDS + field, FIELD) - (zero + _MAGIC)[:, None]
-                    if ZERO == 2:  # the sum with 2 ** 23 would round a real zero point
-                        weight = (_field(words, segment * FIELDS + field, FIELD) - _MAGIC) - zero[:, None]
-                    acc = _multiply(x, (weight * scale[:, None]).to(x.dtype), acc, SWAP)
+                    weight = _field(words, segment * FIELDS + field, FIELD)
+                    if ZERO == 2:  # 2 ** 23 plus a real zero point would be rounded
+                        weight = ((weight - _MAGIC) - zero[:, None]) * scale[:, None]
+                    else:
+                        weight -= (zero + _MAGIC)[:, None]
+                    total = _multiply(x, weight.to(x.dtype), total, SWAP)
+            if ZERO == 2:
+                acc += total
+            elif SWAP:
+                acc += total * scale[:, None]
+            else:
+                acc += total * scale[None, :]
     if SWAP:
         acc = tl.trans(acc)
-    if SPLITS == 1:
+    if not SPLIT:
         _finish(acc, bias_ptr, out_ptr, rows, columns, tokens, outputs, out_stride, BIASED)
     else:
         tile = tile_m * tl.num_programs(0) + tile_n
         at = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-        mine = partial_ptr + (tile * SPLITS).to(tl.int64) * (BLOCK_M * BLOCK_N) + at
+        mine = partial_ptr + (tile * splits).to(tl.int64) * (BLOCK_M * BLOCK_N) + at
         inside = (rows < tokens)[:, None] & valid[None, :]
         tl.store(mine + split * (BLOCK_M * BLOCK_N), acc, mask=inside)
         tl.debug_barrier()  # all threads' stores come before the one thread's release
-        if tl.atomic_add(counter_ptr + tile, 1, sem="acq_rel", scope="gpu") == SPLITS - 1:
+        if tl.atomic_add(counter_ptr + tile, 1, sem="acq_rel", scope="gpu") == splits - 1:
             total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-            for other in tl.static_range(SPLITS):
+            for other in range(splits):
                 total += tl.load(mine + other * (BLOCK_M * BLOCK_N), mask=inside, other=0.0)
             tl.store(counter_ptr + tile, 0)  # ready for the next launch
             _finish(total, bias_ptr, out_ptr, rows, columns, tokens, outputs, out_stride, BIASED)

@@ -67,22 +67,28 @@ def pack_grouped(
     belongs to input ``permutation[j]``. ``dtype`` is that of the activations. Raises ``ValueError`` where sizes do
     not fit each other.
     """
-    rows, width = codes.shape
+    width = codes.shape[1]
     group = width if group_size == -1 else group_size
     _check(codes, scales, zeros, bits, group, width)
     if codes.device.type != "cuda" or not fits_kernels(width, group, bits):
         dense = dequantise(codes, scales, zeros, bits, group)
         if permutation is not None:
             dense = torch.empty_like(dense).index_copy_(1, permutation.long(), dense)
-        return GroupedWeights(
-            out_features=rows,
-            in_features=width,
-            bits=bits,
-            group_size=group,
-            dtype=dtype,
-            dense=prepare_dense(dense.to(dtype)),
-        )
+        return dense_grouped(dense, bits=bits, group_size=group, dtype=dtype)
     return pack_for_kernels(codes, scales, zeros, bits=bits, group_size=group, permutation=permutation, dtype=dtype)
+
+
+def dense_grouped(weight: Tensor, *, bits: int, group_size: int, dtype: torch.dtype) -> GroupedWeights:
+    """A weight [out, in] that stays dequantised, in ``dtype``."""
+    rows, width = weight.shape
+    return GroupedWeights(
+        out_features=rows,
+        in_features=width,
+        bits=bits,
+        group_size=group_size,
+        dtype=dtype,
+        dense=prepare_dense(weight.to(dtype)),
+    )
 
 
 def pack_for_kernels(
