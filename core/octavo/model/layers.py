@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from octavo.contracts.linear import LinearSpec
+from octavo.contracts.linear import LinearSpec, ParamSpec
 from octavo.contracts.model import WeightSlot
 from octavo.model.parallel import shard_slice
 from octavo.model.parts import Parts
@@ -57,7 +57,11 @@ class Embedding:
 
 
 class LMHead:
-    """Hidden states to float32 logits over the whole vocabulary; shares the embedding's weight where tied."""
+    """Hidden states to float32 logits over the whole vocabulary; shares the embedding's weight where tied.
+
+    The vocabulary is divided among ranks, and the last rank's share may be partly filled. Raises ``ValueError``
+    where a scheme packs neighbouring tokens and the ranks' shares are no whole number of packs.
+    """
 
     def __init__(self, parts: Parts, name: str, vocab_size: int, size: int, tied: Embedding | None) -> None:
         self._ranks, self._vocab_size, self._tied = parts.ranks, vocab_size, tied
@@ -72,6 +76,7 @@ class LMHead:
             {} if tied else {key: self._empty(param.shape, param.dtype) for key, param in self.params.items()}
         )
         self.weights: Any = None
+        self._slots: list[WeightSlot] = []
 
     def __call__(self, hidden: Tensor) -> Tensor:
         if isinstance(self.method, Unquantized):
@@ -81,16 +86,40 @@ class LMHead:
         return self._ranks.gather_last(logits)[:, : self._vocab_size].float()
 
     def slots(self) -> list[WeightSlot]:
-        return [
-            vocab_slot(f"{self.spec.name}.{key}", tensor, self._vocab_size, self._shard)
-            for key, tensor in self.raw.items()
-        ]
+        if not self._slots:
+            self._slots = [self._slot(key, tensor, self.params[key]) for key, tensor in self.raw.items()]
+        return self._slots
 
     def finalize(self) -> None:
-        """Repack, from the embedding where tied."""
-        raw = {"weight": self._tied.weight} if self._tied else self.raw
-        self.weights = self.method.finalize(self.spec, raw)
-        self.raw = {}
+        """Repack, from the embedding where tied. Optional tensors that the checkpoint lacked are left out."""
+        missing = {slot.source for slot in self._slots if slot.optional and not slot.loaded}
+        raw = {key: tensor for key, tensor in self.raw.items() if f"{self.spec.name}.{key}" not in missing}
+        self.weights = self.method.finalize(self.spec, {"weight": self._tied.weight} if self._tied else raw)
+        self.raw, self._slots = {}, []
+
+    def _slot(self, key: str, tensor: Tensor, param: ParamSpec) -> WeightSlot:
+        source = f"{self.spec.name}.{key}"
+        target = tensor[0] if param.per_part else tensor
+        shape, shard = list(target.shape), [slice(None)] * target.dim()
+        if param.out_axis is not None:
+            features, elements = param.out_pack
+            if self._ranks.size > 1 and self.spec.out_features % features:
+                raise ValueError(
+                    f"{source}: {self._vocab_size} tokens can't be divided among {self._ranks.size} ranks, since "
+                    f"{features} of them are packed together."
+                )
+            bounds = [-(-at * elements // features) for at in (self._shard.start, self._shard.stop)]
+            shape[param.out_axis] = -(-self._vocab_size * elements // features)
+            shard[param.out_axis] = slice(*bounds)
+            target = target.narrow(param.out_axis, 0, bounds[1] - bounds[0])
+        return WeightSlot(
+            source=source,
+            shape=tuple(shape),
+            shard=tuple(shard),
+            target=target,
+            optional=param.optional,
+            exact=not param.convert,
+        )
 
     def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self.spec.device)

@@ -12,6 +12,7 @@ from octavo.loading.progress import progress_bar
 from octavo.run.adapters import RunnerAdapters
 from octavo.run.build import build_parts, load_model
 from octavo.run.cpu import prepare_cpu
+from octavo.run.dtypes import torch_dtype
 from octavo.run.graphs import DecodeGraphs
 from octavo.run.measure import measure_peak
 from octavo.run.memory import divide_memory, empty_cache
@@ -34,7 +35,7 @@ class InlineExecutor:
         parts = build_parts(resolved, device)
         with progress_bar(ctx.model.name) as progress:
             model, weights = load_model(resolved, parts, progress)
-        kv_dtype = getattr(torch, ctx.kv_dtype)
+        kv_dtype = torch_dtype(ctx.kv_dtype)
         weights += parts.lora.reserved_bytes if parts.lora else 0
         peak = None
         if device.type == "cuda":

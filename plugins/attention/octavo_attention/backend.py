@@ -74,7 +74,8 @@ class TritonAttention:
         if plan.decode_rows:
             split(plan, spec, config)  # before the write, which is to be the decode kernel's direct forerunner
         clean = prefills and hopper is not None
-        write(key, value, cache, plan.batch.slots, plan.decode_tokens, clean, self._early)
+        scales = (spec.key_scale, spec.value_scale)
+        write(key, value, cache, plan.batch.slots, plan.decode_tokens, clean, scales, self._early)
         if plan.decode_rows:
             decode(plan, spec, query, cache, out, config, self._scratch, self._early)
         if prefills and hopper is not None:

@@ -50,7 +50,9 @@ def decode_config(dim: int, itemsize: int, processors: int, rows: int) -> Decode
         return DecodeConfig(block_n, programs=processors, stages=3)
     if rows <= 64:
         return DecodeConfig(2 * block_n, programs=processors if rows <= 16 else 2 * processors, stages=3)
-    return DecodeConfig(block_n, programs=3 * processors, stages=3)
+    # Turning FP8 into 16 bits takes registers: two programs are all that fit.
+    resident = 2 if itemsize == 1 and dim >= 128 else 3
+    return DecodeConfig(block_n, programs=resident * processors, stages=3)
 
 
 def prefill_config(dim: int, itemsize: int) -> PrefillConfig:
@@ -103,12 +105,13 @@ def write(
     slots: torch.Tensor,
     decodes: int,
     clean: bool,
+    scales: tuple[float, float] = (1.0, 1.0),
     early: bool = False,
 ) -> None:
     """Copy ``key`` and ``value`` [tokens, kv_heads, head_dim] to ``slots`` [tokens]; negative slots are skipped.
 
-    ``clean`` also zeroes the unused values of the last block of each row that starts at token ``decodes`` or later.
-    ``early``: launch before the kernel ahead has ended, and wait inside (from Hopper on).
+    An 8-bit cache takes them divided by ``scales``. ``clean`` also zeroes the unused values of the last block of
+    each row that starts at token ``decodes`` or later. ``early``: launch before the kernel ahead has ended, and wait inside (from Hopper on).
     """
     _, kv_heads, _, block_size, head_dim = cache.shape
     kv_write_kernel[(key.shape[0],)](
@@ -122,12 +125,14 @@ def write(
         key.stride(1),
         value.stride(0),
         value.stride(1),
+        *scales,
         KV_HEADS=kv_heads,
         HEAD_DIM=head_dim,
         BLOCK_SIZE=block_size,
         HEADS=triton.next_power_of_2(kv_heads),
         DIM=triton.next_power_of_2(head_dim),
         CLEAN=clean,
+        SCALED=cache.element_size() == 1,
         PDL=early,
         num_warps=4,
         **launch_options(early),
@@ -193,8 +198,9 @@ def decode(
         partial[slots * dim :],
         scratch.counter(plan.decode_rows * spec.num_kv_heads),
         plan.decode_rows,
-        spec.scale * LOG2E,
+        spec.scale * spec.key_scale * LOG2E,
         spec.soft_cap or 1.0,
+        spec.value_scale,
         query.stride(0),
         query.stride(1),
         batch.block_tables.stride(0),
@@ -232,8 +238,9 @@ def prefill(
         batch.query_starts,
         work.pairs,
         out,
-        spec.scale * LOG2E,
+        spec.scale * spec.key_scale * LOG2E,
         spec.soft_cap or 1.0,
+        spec.value_scale,
         query.stride(0),
         query.stride(1),
         batch.block_tables.stride(0),

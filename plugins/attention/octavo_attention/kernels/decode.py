@@ -95,6 +95,7 @@ def decode_kernel(
     rows,
     scale,
     soft_cap,
+    value_scale,
     query_token_stride,
     query_head_stride,
     table_stride,
@@ -171,7 +172,7 @@ def decode_kernel(
         if closes | (left == 1):
             if closes & (lo == 0):
                 out_at = out + token[:, None] * (KV_HEADS * GROUP * HEAD_DIM) + q_head[:, None] * HEAD_DIM
-                tl.store(out_at + d[None, :], acc / tl.maximum(norm, 1e-30)[:, None], mask=inside)
+                tl.store(out_at + d[None, :], acc * (value_scale / tl.maximum(norm, 1e-30))[:, None], mask=inside)
             else:
                 slot = program * 2 + (lo == 0).to(tl.int32)
                 tl.store(partial + (slot * USED + m[:, None]) * DIM + d[None, :], acc, mask=used[:, None])
@@ -201,7 +202,7 @@ def decode_kernel(
             pair = its_row * KV_HEADS + its_head
             if tl.atomic_add(counters + pair, 1, sem="acq_rel", scope="gpu") == right_one - left_one:
                 _merge(
-                    partial, stats, out, left_one, right_one, its_row * QUERIES, its_head,
+                    partial, stats, out, left_one, right_one, its_row * QUERIES, its_head, value_scale,
                     KV_HEADS, GROUP, QUERIES, HEAD_DIM, DIM, USED,
                 )  # fmt: skip
                 tl.store(counters + pair, 0)  # ready for the next launch
@@ -227,6 +228,7 @@ def _merge(
     right,
     token,
     head,
+    value_scale,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     QUERIES: tl.constexpr,
@@ -259,4 +261,4 @@ def _merge(
         high = top
     at = (token + m // GROUP).to(tl.int64)[:, None] * (KV_HEADS * GROUP) + head * GROUP + (m % GROUP)[:, None]
     inside = (m < QUERIES * GROUP)[:, None] & (d < HEAD_DIM)[None, :]
-    tl.store(out + at * HEAD_DIM + d[None, :], acc / tl.maximum(norm, 1e-30)[:, None], mask=inside)
+    tl.store(out + at * HEAD_DIM + d[None, :], acc * (value_scale / tl.maximum(norm, 1e-30))[:, None], mask=inside)

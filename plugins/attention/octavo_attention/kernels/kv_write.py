@@ -20,12 +20,15 @@ def kv_write_kernel(
     key_head_stride,
     value_token_stride,
     value_head_stride,
+    key_scale,
+    value_scale,
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
     CLEAN: tl.constexpr,
+    SCALED: tl.constexpr,
     PDL: tl.constexpr,
 ):
     # One program a token: it moves KV_HEADS * HEAD_DIM numbers twice, a few vectors for each thread.
@@ -41,6 +44,9 @@ def kv_write_kernel(
     inside = (head < KV_HEADS) & (dim < HEAD_DIM)
     k = tl.load(key + token * key_token_stride + head * key_head_stride + dim, mask=inside)
     v = tl.load(value + token * value_token_stride + head * value_head_stride + dim, mask=inside)
+    if SCALED:  # an 8-bit cache: divided by the layer's scales, and cut at the largest number of e4m3
+        k = tl.minimum(tl.maximum(k.to(tl.float32) / key_scale, -448.0), 448.0)
+        v = tl.minimum(tl.maximum(v.to(tl.float32) / value_scale, -448.0), 448.0)
     page = (slot // BLOCK_SIZE * KV_HEADS + head) * 2
     at = cache + (page * BLOCK_SIZE + slot % BLOCK_SIZE) * HEAD_DIM + dim
     tl.store(at, k.to(cache.dtype.element_ty), mask=inside)

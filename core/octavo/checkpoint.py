@@ -1,0 +1,41 @@
+"""What a checkpoint folder holds, for schemes that must know before any layer is made: the public face of
+:mod:`octavo.loading`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from octavo.errors import CheckpointError
+from octavo.loading.safetensors_files import HeaderEntry, read_entries
+from octavo.records import ModelProfile
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["HeaderEntry", "read_tensors", "stored_tensors"]
+
+
+def stored_tensors(profile: ModelProfile) -> Mapping[str, HeaderEntry]:
+    """Every tensor of a safetensors checkpoint by name, from the files' headers; empty for other formats.
+
+    Raises :class:`CheckpointError` for damaged files.
+    """
+    return read_entries(Path(profile.path)) if profile.format == "safetensors" else {}
+
+
+def read_tensors(entries: Mapping[str, HeaderEntry]) -> dict[str, torch.Tensor]:
+    """The tensors themselves, on the host: for small ones that decide how a layer is made."""
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str, torch.Tensor] = {}
+    for path in dict.fromkeys(entry.file for entry in entries.values()):
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                for name, entry in entries.items():
+                    if entry.file == path:
+                        found[name] = file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: damaged: {error}. Download the file again.") from error
+    return found
