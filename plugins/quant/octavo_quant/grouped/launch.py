@@ -12,12 +12,14 @@ import torch
 import triton
 from torch import Tensor
 
-from octavo_quant.grouped.kernels import dequantise_kernel, product_kernel
+from octavo_quant.grouped.kernels import add_sparse_kernel, dequantise_kernel, product_kernel
 from octavo_quant.grouped.packing import unit_size
 from octavo_quant.grouped.weights import REAL_ZERO, GroupedWeights
 
 _DEQUANTISE_ROWS = 64
 _FEWEST_UNITS = 2
+COUNTERS = 1 << 16
+"""Tiles of a product whose channels are split; of larger ones they are not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,16 +78,15 @@ class Scratch:
     """Device memory that launches share. Nothing is ever given back: captured graphs hold its addresses."""
 
     device: torch.device
-    counters: dict[int, Tensor] = field(default_factory=dict)
+    counters: Tensor | None = None
     partials: dict[int, Tensor] = field(default_factory=dict)
     weights: dict[tuple[torch.dtype, int], Tensor] = field(default_factory=dict)
 
-    def counter(self, size: int) -> Tensor:
-        """At least ``size`` int32, all 0 between launches."""
-        size = max(4096, triton.next_power_of_2(size))
-        if size not in self.counters:
-            self.counters[size] = torch.zeros(size, dtype=torch.int32, device=self.device)
-        return self.counters[size]
+    def counter(self) -> Tensor:
+        """``COUNTERS`` int32, all 0 between launches."""
+        if self.counters is None:
+            self.counters = torch.zeros(COUNTERS, dtype=torch.int32, device=self.device)
+        return self.counters
 
     def partial(self, size: int) -> Tensor:
         """At least ``size`` float32 of any content."""
@@ -108,10 +109,15 @@ def scratch(device: torch.device) -> Scratch:
     return Scratch(device)
 
 
+def prepare(device: torch.device) -> None:
+    """Make what must be there before a graph is captured: the counters' zeros would be part of the graph."""
+    scratch(device).counter()
+
+
 def splits_for(tile: Tile, tokens: int, outputs: int, units: int) -> tuple[int, int]:
     """Into how many programs the units of a tile are split, and how many each takes at most."""
     tiles = triton.cdiv(tokens, tile.block_m) * triton.cdiv(outputs, tile.block_n)
-    wanted = max(1, min(tile.programs // tiles, units // _FEWEST_UNITS))
+    wanted = max(1, min(tile.programs // tiles, units // _FEWEST_UNITS)) if tiles <= COUNTERS else 1
     span = triton.cdiv(units, wanted)
     return triton.cdiv(units, span), span
 
@@ -119,7 +125,6 @@ def splits_for(tile: Tile, tokens: int, outputs: int, units: int) -> tuple[int, 
 def product(x: Tensor, weights: GroupedWeights, bias: Tensor | None, tile: Tile) -> Tensor:
     """``x`` [tokens, in] by packed ``weights`` in one launch."""
     assert weights.words is not None
-    assert weights.meta is not None
     tokens, width = x.shape
     outputs, units = weights.out_features, weights.words.shape[0]
     out = torch.empty((tokens, outputs), dtype=x.dtype, device=x.device)
@@ -130,12 +135,13 @@ def product(x: Tensor, weights: GroupedWeights, bias: Tensor | None, tile: Tile)
     grid = (triton.cdiv(outputs, tile.block_n), splits, triton.cdiv(tokens, tile.block_m))
     shared = scratch(x.device)
     partial = shared.partial(math.prod(grid) * tile.block_m * tile.block_n) if splits > 1 else out
-    counter = shared.counter(grid[0] * grid[2]) if splits > 1 else out
-    fast = x.is_cuda and weights.field == 4 and weights.zero != REAL_ZERO and x.dtype.itemsize == 2
+    counter = shared.counter() if splits > 1 else out
+    fast = x.is_cuda and weights.field == 4 and weights.zero < REAL_ZERO and x.dtype.itemsize == 2
     product_kernel[grid](
         x,
         weights.words,
-        weights.meta,
+        weights.words if weights.meta is None else weights.meta,
+        out if weights.table is None else weights.table,
         out if bias is None else bias,
         out if weights.permutation is None else weights.permutation,
         out,
@@ -172,11 +178,11 @@ def product(x: Tensor, weights: GroupedWeights, bias: Tensor | None, tile: Tile)
 def dequantise_rows(weights: GroupedWeights, first: int, out: Tensor) -> None:
     """Rows from ``first`` on of the weight, in the packed order of columns, into ``out`` [rows, in]."""
     assert weights.words is not None
-    assert weights.meta is not None
     units, outputs = weights.words.shape[:2]
     dequantise_kernel[(units, triton.cdiv(out.shape[0], _DEQUANTISE_ROWS))](
         weights.words,
-        weights.meta,
+        weights.words if weights.meta is None else weights.meta,
+        out if weights.table is None else weights.table,
         out,
         first,
         out.shape[0],
@@ -223,3 +229,25 @@ def packed_linear(x: Tensor, weights: GroupedWeights, bias: Tensor | None) -> Te
     if tile is not None:
         return product(x, weights, bias, tile)
     return dequantised_product(x, weights, bias, tiles.dequantise_elements)
+
+
+def add_sparse(x: Tensor, starts: Tensor, columns: Tensor, values: Tensor, out: Tensor) -> None:
+    """Add to ``out`` [tokens, rows] the product of ``x`` [tokens, in] with a matrix of few entries, by rows:
+    ``starts`` int32 [rows + 1], ``columns`` int32 and ``values`` float32 [entries]."""
+    tokens = x.shape[0]
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    block_m = 1 if tokens == 1 else 16
+    if tokens:
+        add_sparse_kernel[(out.shape[1], triton.cdiv(tokens, block_m))](
+            x,
+            starts,
+            columns,
+            values,
+            out,
+            tokens,
+            x.stride(0),
+            out.stride(0),
+            BLOCK_M=block_m,
+            BLOCK=64,
+            num_warps=1 if tokens == 1 else 4,
+        )
