@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from octavo.contracts.linear import LinearSpec, ParamSpec
+from octavo.ops import reference
 
 
 class Unquantized:
@@ -21,7 +22,7 @@ class Unquantized:
     ``linear`` is the operation of that name in :class:`octavo.ops.Ops`.
     """
 
-    def __init__(self, linear: Callable[..., Tensor]) -> None:
+    def __init__(self, linear: Callable[..., Tensor] = reference.linear) -> None:
         self._linear = linear
 
     def params(self, spec: LinearSpec) -> Mapping[str, ParamSpec]:

@@ -111,7 +111,8 @@ def write(
     """Copy ``key`` and ``value`` [tokens, kv_heads, head_dim] to ``slots`` [tokens]; negative slots are skipped.
 
     An 8-bit cache takes them divided by ``scales``. ``clean`` also zeroes the unused values of the last block of
-    each row that starts at token ``decodes`` or later. ``early``: launch before the kernel ahead has ended, and wait inside (from Hopper on).
+    each row that starts at token ``decodes`` or later. ``early``: launch before the kernel ahead has ended, and
+    wait inside (from Hopper on).
     """
     _, kv_heads, _, block_size, head_dim = cache.shape
     kv_write_kernel[(key.shape[0],)](
