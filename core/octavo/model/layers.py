@@ -71,9 +71,7 @@ class LMHead:
         )
         self.method = parts.method_for(self.spec)
         self.params = dict(self.method.params(self.spec))
-        self.raw = (
-            {} if tied else {key: self._empty(param.shape, param.dtype) for key, param in self.params.items()}
-        )
+        self.raw = {} if tied else {key: self._empty(param) for key, param in self.params.items()}
         self.weights: Any = None
         self._slots: list[WeightSlot] = []
 
@@ -117,8 +115,9 @@ class LMHead:
             exact=not param.convert,
         )
 
-    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.zeros(shape, dtype=dtype, device=self.spec.device)
+    def _empty(self, param: ParamSpec) -> Tensor:
+        shape = (1, *param.shape) if param.per_part else param.shape
+        return torch.zeros(shape, dtype=param.dtype, device=self.spec.device)
 
 
 def whole_slot(source: str, target: Tensor) -> WeightSlot:
