@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from octavo.records import ModelProfile
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["HeaderEntry", "read_tensors", "stored_tensors"]
+__all__ = ["HeaderEntry", "gguf_types", "read_tensors", "stored_tensors"]
 
 
 def stored_tensors(profile: ModelProfile) -> Mapping[str, HeaderEntry]:
@@ -39,3 +39,11 @@ def read_tensors(entries: Mapping[str, HeaderEntry]) -> dict[str, torch.Tensor]:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: damaged: {error}. Download the file again.") from error
     return found
+
+
+def gguf_types(profile: ModelProfile) -> Callable[[str], str | None]:
+    """For a .gguf file: a tensor's name in the model's spelling (``….weight``) to its type, such as ``Q4_K``, or
+    ``None`` where it is not there. A layer that wants the blocks themselves names its tensor ``….weight.Q4_K``."""
+    from octavo.loading.gguf import stored_types
+
+    return stored_types(profile)

@@ -115,7 +115,7 @@ def _quantization(config: LaunchConfig, host: PluginHost, ctx: Context) -> Choic
     use, stored = config.quantization.use, ctx.model.quantization
     contributed = host.quantizations()
     unused = isinstance(use, str) and use in BY_KEY["quantization"].reserved
-    if stored is None and unused:
+    if stored is None and (use == "none" or (unused and not any(_takes(item.record, ctx) for item in contributed))):
         return Absent("none", "the checkpoint is not quantised", candidates(contributed, ctx))
     if stored is not None and use == "none":
         raise PluginError(
@@ -134,7 +134,7 @@ def _quantization(config: LaunchConfig, host: PluginHost, ctx: Context) -> Choic
         use,
         decide=partial(host.select_quantization, ctx),
         options=_options(config.quantization.options),
-        judge=_judge_scheme if stored is not None else None,
+        judge=_judge_scheme if stored is not None or unused else None,
         path="quantization.use",
         hint=host.not_loaded(),
     )
@@ -149,6 +149,14 @@ def _detects(record: QuantizationRecord, profile: ModelProfile) -> bool:
         return bool(record.detect(profile))
     except Exception:
         return True  # broken, and so the error should come from choosing, which names it
+
+
+def _takes(record: QuantizationRecord, ctx: Context) -> bool:
+    """Whether a scheme would by itself take a checkpoint that names none, such as a .gguf file."""
+    try:
+        return record.automatic and bool(record.detect(ctx.model)) and record.supports(ctx) is None
+    except Exception:
+        return False  # not asked for: where it is, choosing names what broke
 
 
 def _method(stored: Mapping[str, Any]) -> str:

@@ -89,7 +89,7 @@ def awq(layer: Layer) -> dict[str, torch.Tensor]:
     def words(matrix: np.ndarray) -> torch.Tensor:
         eights = matrix.reshape(matrix.shape[0], -1, 8)
         packed = sum(eights[:, :, column].astype(np.uint32) << np.uint32(4 * i) for i, column in enumerate(order))
-        return torch.from_numpy(np.asarray(packed, np.uint32).view(np.int32))
+        return torch.from_numpy(np.ascontiguousarray(packed, np.uint32).view(np.int32))
 
     return {
         "qweight": words(layer.codes.T),

@@ -18,6 +18,8 @@ from octavo_quant.grouped.weights import REAL_ZERO, GroupedWeights
 
 _DEQUANTISE_ROWS = 64
 _FEWEST_UNITS = 2
+COUNTERS = 1 << 16
+"""Tiles of a product whose channels are split; of larger ones they are not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,16 +78,15 @@ class Scratch:
     """Device memory that launches share. Nothing is ever given back: captured graphs hold its addresses."""
 
     device: torch.device
-    counters: dict[int, Tensor] = field(default_factory=dict)
+    counters: Tensor | None = None
     partials: dict[int, Tensor] = field(default_factory=dict)
     weights: dict[tuple[torch.dtype, int], Tensor] = field(default_factory=dict)
 
-    def counter(self, size: int) -> Tensor:
-        """At least ``size`` int32, all 0 between launches."""
-        size = max(4096, triton.next_power_of_2(size))
-        if size not in self.counters:
-            self.counters[size] = torch.zeros(size, dtype=torch.int32, device=self.device)
-        return self.counters[size]
+    def counter(self) -> Tensor:
+        """``COUNTERS`` int32, all 0 between launches."""
+        if self.counters is None:
+            self.counters = torch.zeros(COUNTERS, dtype=torch.int32, device=self.device)
+        return self.counters
 
     def partial(self, size: int) -> Tensor:
         """At least ``size`` float32 of any content."""
@@ -108,10 +109,15 @@ def scratch(device: torch.device) -> Scratch:
     return Scratch(device)
 
 
+def prepare(device: torch.device) -> None:
+    """Make what must be there before a graph is captured: the counters' zeros would be part of the graph."""
+    scratch(device).counter()
+
+
 def splits_for(tile: Tile, tokens: int, outputs: int, units: int) -> tuple[int, int]:
     """Into how many programs the units of a tile are split, and how many each takes at most."""
     tiles = triton.cdiv(tokens, tile.block_m) * triton.cdiv(outputs, tile.block_n)
-    wanted = max(1, min(tile.programs // tiles, units // _FEWEST_UNITS))
+    wanted = max(1, min(tile.programs // tiles, units // _FEWEST_UNITS)) if tiles <= COUNTERS else 1
     span = triton.cdiv(units, wanted)
     return triton.cdiv(units, span), span
 
@@ -130,7 +136,7 @@ def product(x: Tensor, weights: GroupedWeights, bias: Tensor | None, tile: Tile)
     grid = (triton.cdiv(outputs, tile.block_n), splits, triton.cdiv(tokens, tile.block_m))
     shared = scratch(x.device)
     partial = shared.partial(math.prod(grid) * tile.block_m * tile.block_n) if splits > 1 else out
-    counter = shared.counter(grid[0] * grid[2]) if splits > 1 else out
+    counter = shared.counter() if splits > 1 else out
     fast = x.is_cuda and weights.field == 4 and weights.zero != REAL_ZERO and x.dtype.itemsize == 2
     product_kernel[grid](
         x,

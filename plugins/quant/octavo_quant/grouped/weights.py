@@ -75,6 +75,9 @@ def pack_grouped(
         if permutation is not None:
             dense = torch.empty_like(dense).index_copy_(1, permutation.long(), dense)
         return dense_grouped(dense, bits=bits, group_size=group, dtype=dtype)
+    from octavo_quant.grouped.launch import prepare
+
+    prepare(codes.device)
     return pack_for_kernels(codes, scales, zeros, bits=bits, group_size=group, permutation=permutation, dtype=dtype)
 
 

@@ -97,7 +97,7 @@ class GptqLinear:
             zeros = (zeros + 1) & (2**bits - 1)
         middle = bool((zeros == 2 ** (bits - 1)).all())
         orders = raw.get("g_idx")
-        if orders is not None and not self._whole(spec):
+        if orders is not None and spec.full_in not in (0, spec.in_features) and not self._whole(spec):
             orders = orders - orders.min()  # a rank's groups, counted from its first
         if orders is not None and not bool(((orders >= 0) & (orders < zeros.shape[1])).all()):
             raise self.stored.wrong(f"{spec.name}.g_idx", f"names groups outside of the {zeros.shape[1]} there are")

@@ -57,6 +57,25 @@ def _build(ctx: Context, _: NoOptions) -> Any:
     return IntegerScheme(Stored(ctx.model), read_settings(ctx.model))
 
 
+def _is_gguf(profile: ModelProfile) -> bool:
+    return profile.format == "gguf"
+
+
+def _needs_kernels(ctx: Context) -> str | None:
+    if ctx.model.format != "gguf":
+        return "the model is not a .gguf file"
+    if ctx.device.type != "cuda" or ctx.device.capability is None or ctx.device.capability < (8, 0):
+        return "needs an NVIDIA GPU (Ampere or newer); elsewhere .gguf files are dequantised while they load"
+    return None
+
+
+def _build_gguf(ctx: Context, _: NoOptions) -> Any:
+    from octavo.checkpoint import gguf_types
+    from octavo_quant.integer.gguf import GgufScheme
+
+    return GgufScheme(gguf_types(ctx.model), ctx.model.tied_embeddings)
+
+
 def _plain_only(ctx: Context) -> str | None:
     return "the checkpoint is quantised already" if ctx.model.quantization is not None else None
 
@@ -85,4 +104,11 @@ def octavo_quantizations() -> Iterable[QuantizationRecord]:
         supports=_plain_only,
         remark=_remark,
         build=_build_int4,
+    )
+    yield QuantizationRecord(
+        name="gguf",
+        summary="Weights of .gguf files stay in 4, 5, 6 and 8 bits (GPU).",
+        detect=_is_gguf,
+        supports=_needs_kernels,
+        build=_build_gguf,
     )
