@@ -39,7 +39,7 @@ def test_ranks_share_a_checkpoint(name: str, tmp_path: Path) -> None:
     alone = KIT.logits(tmp_path, IDS)
     for found in KIT.ranked(tmp_path, IDS, 2, tmp_path / "meet"):
         # INT8 activations are quantised by each rank's share of the inputs.
-        assert KIT.error(found, alone) < (0.04 if "w8a8" in name else 1e-5)
+        assert KIT.error(found, alone) < (0.06 if "w8a8" in name else 1e-5)
 
 
 def test_merged_layers_may_end_inside_a_block(tmp_path: Path) -> None:
