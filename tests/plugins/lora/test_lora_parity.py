@@ -11,35 +11,22 @@ import torch
 from octavo import SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
-KINDS = (
-    "plain",
-    "all linear layers",
-    "rslora",
-    "patterns",
-    "patterns of rslora",
-    "modules by regex",
-    "one layer only",
-    "bias",
-    "fan in fan out",
-)
 
 
 def tokens(outputs: Any) -> list[list[int]]:
     return [output.outputs[0].token_ids for output in outputs]
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_answers_as_in_peft(kind, adapters, oracle, make_llm, prompts):
     llm = make_llm({"one": adapters[kind]})
     asked = prompts(3)
     found = tokens(llm.generate(asked, GREEDY, adapter="one"))
     assert found == [oracle.answer(adapters[kind], prompt, 12) for prompt in asked]
-    if kind != "bias":  # PEFT can't merge it where the base layer has no bias
+    if "bias" not in kind:  # PEFT can't merge it where the base layer has no bias
         assert found == [oracle.answer(adapters[kind], prompt, 12, merged=True) for prompt in asked]
     assert found != [oracle.answer(None, prompt, 12) for prompt in asked]
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_log_probabilities_are_those_of_peft(kind, adapters, oracle, make_llm, prompts):
     llm = make_llm({"one": adapters[kind]})
     prompt = prompts(9)[-1] + [5, 77, 130]
