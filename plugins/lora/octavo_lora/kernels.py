@@ -7,6 +7,8 @@ belongs to one adapter. Tiles that a graph has room for and the step does not ne
 ``facts`` holds each part's rank in each slot: what lies behind it is neither read nor, in whole blocks, multiplied.
 """
 
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
 from __future__ import annotations
 
 import triton

@@ -52,6 +52,15 @@ class SiteLaunch:
             for width in sorted(set(_COLUMNS.values()))
         }
 
+    def compile(self) -> None:
+        """Have the kernels compiled for steps of all sizes. Nothing is computed."""
+        site = self._store.site
+        x = torch.empty((1, self._inputs), dtype=site.dtype, device=site.device)
+        out = torch.empty((1, site.width), dtype=site.dtype, device=site.device)
+        nothing = torch.zeros((1, 3), dtype=torch.int64, device=site.device)
+        for block in _COLUMNS:
+            self(x, out, Tiles(nothing[0, :1], nothing, 1, block))
+
     def __call__(self, x: Tensor, out: Tensor, tiles: Tiles) -> None:
         """``x`` [tokens, inputs] and ``out`` [tokens, outputs], rows contiguous."""
         store, block, tokens = self._store, tiles.block, len(x)

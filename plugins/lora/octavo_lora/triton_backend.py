@@ -19,6 +19,7 @@ class TritonLora:
         self.slots = slots
         self.tiles: Tiles | None = None  # None: only the base model in this step
         self._shelf = Shelf(slots, max_rank, extra_bytes)
+        self._warm = False
 
     @property
     def reserved_bytes(self) -> int:
@@ -28,6 +29,10 @@ class TritonLora:
         return self._shelf.attach(site, lambda store: TritonLayer(self, store))
 
     def read(self, path: str) -> PeftAdapter:
+        if not self._warm:  # here, on a thread of its own, instead of in the first step that needs a kernel
+            self._warm = True
+            for store in self._shelf.stores.values():
+                SiteLaunch(store).compile()
         return self._shelf.read(path)
 
     def load(self, slot: int, adapter: HostAdapter) -> None:

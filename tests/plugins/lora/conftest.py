@@ -174,3 +174,13 @@ def prompts() -> Callable[[int], list[list[int]]]:
         return [[rng.randrange(3, 300) for _ in range(rng.choice([1, 5, 16, 17, 40]))] for _ in range(count)]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def save_adapter() -> Callable[..., Path]:
+    return make_adapter
+
+
+@pytest.fixture(scope="session")
+def oracle_of() -> Callable[[Path], Oracle]:
+    return Oracle
