@@ -3,7 +3,8 @@
 A graph is captured for each of a few batch sizes, largest first, all in one memory pool. Its only inputs are three
 numbers a row: the row, the position of its token, and the token if the host knows it. Everything else is gathered
 on the device from the permanent rows, so that a step costs the host one small copy. A step runs in the smallest
-graph that holds it; the rows left over point at the padding row, with position -1.
+graph that holds it; the rows left over point at the padding row, with position -1. Where there are adapters each
+size has two graphs, so that a step of the base model alone does not pay for them.
 """
 
 from __future__ import annotations
@@ -56,20 +57,24 @@ class DecodeGraphs:
         self._model, self._attention, self._caches = model, attention, caches
         self._rows, self._block_size, self._device = rows, block_size, device
         self._adapters = NoAdapters() if adapters is None else adapters
-        self._captured: dict[int, _Captured] = {}
+        self._captured: dict[tuple[int, bool], _Captured] = {}
         pool = torch.cuda.graph_pool_handle()
-        for size in reversed(graph_sizes(rows.max_rows)):
-            self._captured[size] = self._capture(size, pool)
-        self._sizes = np.array(sorted(self._captured))
+        sizes = graph_sizes(rows.max_rows)
+        for size in reversed(sizes):
+            for adapted in self._adapters.variants:
+                self._captured[size, adapted] = self._capture(size, adapted, pool)
+        self._sizes = np.array(sizes)
 
     def covers(self, plan: StepPlan) -> bool:
         """Whether all of the plan's rows compute one token and sample after it, and a graph is large enough."""
-        return len(plan.rows) <= self._sizes[-1] and max(plan.counts) == 1 and all(plan.samples)
+        fits = len(plan.rows) <= self._sizes[-1] and max(plan.counts) == 1 and all(plan.samples)
+        return fits and self._adapters.replays(plan)
 
     def run(self, plan: StepPlan) -> tuple[Tensor, Samples]:
         """Replay the step: its logits float32 [rows, vocab], valid until the next replay, and what to sample."""
         count = len(plan.rows)
-        captured = self._captured[int(self._sizes[np.searchsorted(self._sizes, count)])]
+        size = int(self._sizes[np.searchsorted(self._sizes, count)])
+        captured = self._captured[size, self._adapters.uses(plan)]
         numbers = np.asarray(plan.rows, np.int64)
         positions = np.asarray(plan.positions, np.int64)
         host = np.empty(captured.inputs.shape, np.int64)
@@ -82,21 +87,24 @@ class DecodeGraphs:
         samples = Samples(np.arange(count), numbers, captured.inputs[0, :count], positions + 1)
         return captured.logits[:count], samples
 
-    def _capture(self, size: int, pool: Any) -> _Captured:
+    def _capture(self, size: int, adapted: bool, pool: Any) -> _Captured:
         inputs = torch.full((3, size), -1, dtype=torch.int64, device=self._device)
         inputs[0] = self._rows.max_rows
         # Once outside: kernels are compiled and libraries make their workspaces, neither of which may be captured.
         side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(side):
-            self._step(inputs)
+            self._step(inputs, adapted)
         torch.cuda.current_stream(self._device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
+        shared = self._captured.get((size, not adapted))
         with torch.cuda.graph(graph, pool=pool):
-            logits = self._step(inputs)
+            logits = self._step(inputs, adapted)
+            if shared is not None:  # logits are large, and of one graph at a time
+                logits = shared.logits.copy_(logits)
         return _Captured(graph, inputs, logits)
 
-    def _step(self, inputs: Tensor) -> Tensor:
+    def _step(self, inputs: Tensor, adapted: bool) -> Tensor:
         size = inputs.shape[1]
         rows, stored, known = inputs[0], inputs[1], inputs[2]
         tables = self._rows.device_tables.index_select(0, rows)
@@ -118,6 +126,6 @@ class DecodeGraphs:
             block_tables_host=np.zeros((size, 1), np.int32),
         )
         ids = torch.where(known < 0, self._rows.last_tokens[rows], known)
-        self._adapters.begin_rows(rows)
+        self._adapters.begin_rows(rows, adapted)
         hidden = self._model.forward(ids, batch, self._attention.plan(batch), self._caches)
         return self._model.logits(hidden)

@@ -66,6 +66,7 @@ class Runner:
         prompt_logprobs = self._prompt_logprobs(plan, hidden) if self._rows.prompt_logprobs else {}
         sampled = None
         if len(step.samples.index):
+            self._adapters.begin_logits(step.samples.rows)
             logits = self._model.logits(hidden.index_select(0, step.sampled_tokens))
             sampled = self._sample(logits, step.samples)
         return Pending(plan, self._rows, sampled, prompt_logprobs, self._forget)
@@ -100,6 +101,7 @@ class Runner:
         return found
 
     def _judge(self, hidden: Tensor, row: int, first: int, top: int) -> list[Logprobs]:
+        self._adapters.begin_logits(np.full(len(hidden), row))
         targets = torch.from_numpy(self._rows.tokens[row, first + 1 : first + 1 + hidden.shape[0]])
         parts = [slice(at, at + _PROMPT_LOGPROB_ROWS) for at in range(0, hidden.shape[0], _PROMPT_LOGPROB_ROWS)]
         return [
