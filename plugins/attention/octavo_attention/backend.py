@@ -31,7 +31,7 @@ class TritonAttention:
 
     def __init__(self, *, block_size: int, group: int, device: torch.device, processors: int, hopper: bool) -> None:
         self._block_size = block_size
-        self._max_queries = min(MAX_QUERIES, MAX_DECODE_TILE // group)
+        self.graph_queries = self._max_queries = min(MAX_QUERIES, MAX_DECODE_TILE // group)
         self._processors = processors
         self._scratch = Scratch(device)
         self._hopper = _hopper_prefill(processors) if hopper else None
