@@ -157,7 +157,7 @@ class Ends(Protocol):
         ...
 
     def pick(self, logits: Tensor, positions: Tensor) -> Tensor:
-        """Tokens int64 [n] for ``positions`` int64 [n], from ``logits`` float32 [n, vocab], chosen as the core does:
+        """Tokens int64 [n] for ``positions`` int64 [n] from ``logits`` float32 [n, vocab], chosen as the core does:
         the highest, or drawn with the request's own temperature and noise. A draft that is drawn
         with the target's noise is right far more often than one drawn with any other."""
         ...
@@ -187,7 +187,7 @@ class DeviceProposer(Protocol):
         ...
 
     def catch_up(self, token_ids: Tensor, batch: StepBatch) -> None:
-        """Tokens that the target computed in steps that were not fed. May do nothing, as where states are needed."""
+        """Tokens that the target computed in steps that were not fed. May do nothing where states are needed."""
         ...
 
     def propose(self, ends: Ends, count: int) -> Tensor:

@@ -117,10 +117,12 @@ def _speculator(resolved: Resolved, executor: Executor) -> Speculating | None:
             raise ConfigError(
                 f"{choice.name!r} guesses on the device, which executor {name!r} can't do.", "speculation"
             )
-        return DeviceSpeculator(choice.name, longest, context.max_sequences, context.max_batch_tokens)
+        tokens, fixed = context.max_batch_tokens, not resolved.config.speculation.adapt
+        return DeviceSpeculator(choice.name, longest, context.max_sequences, tokens, fixed)
     proposer = build_proposer(resolved)
     assert proposer is not None
-    return Speculator(proposer, choice.name, context.model.vocab_size, context.max_sequences)
+    fixed = not resolved.config.speculation.adapt
+    return Speculator(proposer, choice.name, context.model.vocab_size, context.max_sequences, fixed)
 
 
 def _max_length(config: LaunchConfig, context: Context, capacity: int) -> int:

@@ -47,7 +47,7 @@ class Rows:
             self._start(start)
         for row, (position, tokens) in plan.behind.items():
             self.tokens[row, position : position + len(tokens)] = tokens
-            self.known[row] = position + len(tokens)
+            self.known[row] = max(self.known[row], position + len(tokens))
         for row, index, blocks in plan.blocks:
             self.block_tables[row, index : index + len(blocks)] = blocks
         if plan.blocks and self._device.type != "cpu":

@@ -167,7 +167,7 @@ class Scheduler:
                 progress.append(self._take(request, fresh, result.logprobs.get(index), scores))
                 if request.row >= 0 and self._speculator is not None:
                     self._ledger.trim(request, plan.guess)
-                    request.guessed = plan.guess
+                    request.guessed = request.ahead  # what lies behind its blocks was guessed from nothing
             elif scores:
                 progress.append(Progress(request, [], None, scores))
         return progress

@@ -20,14 +20,16 @@ from octavo.scheduling.step import Scheduled, StepBuilder
 class Speculator:
     """Puts a proposer's drafts into requests and learns from what becomes of them.
 
-    Implements :class:`octavo.scheduling.speculating.Speculating`.
+    Implements :class:`octavo.scheduling.speculating.Speculating`. ``fixed``: always as much as may be.
     """
 
-    def __init__(self, proposer: Proposer, name: str, vocab_size: int, max_sequences: int) -> None:
+    def __init__(
+        self, proposer: Proposer, name: str, vocab_size: int, max_sequences: int, fixed: bool = False
+    ) -> None:
         self.off = ""
         self.guess = 0
         self._proposer, self._name = proposer, name
-        self._vocab_size = vocab_size
+        self._vocab_size, self._fixed = vocab_size, fixed
         self._positions = max(max_sequences, MOST_POSITIONS)
         self._told: dict[int, int] = {}  # by reserved row: tokens that the proposer knows
         self._acceptance: dict[int, Acceptance] = {}  # by request id
@@ -91,7 +93,7 @@ class Speculator:
             if not request.speculates or most < 1:
                 continue
             acceptance = self._acceptance.setdefault(request.id, Acceptance())
-            length = acceptance.length(share, most)
+            length = most if self._fixed else acceptance.length(share, most)
             if length:
                 room -= length
                 wanted.append((request, length))
