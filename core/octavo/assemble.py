@@ -70,13 +70,23 @@ class Resolved:
         return choice is not None and bool(choice.record.on_device)
 
     def for_draft(
-        self, path: str, *, loader: str, dtype: str, quantization: str, architecture: ArchitectureRecord | None
+        self,
+        path: str,
+        *,
+        loader: str,
+        dtype: str,
+        quantization: str,
+        architecture: ArchitectureRecord | None,
+        described: bool,
     ) -> Resolved:
         """Decide for a second model, which guesses what this one says. It shares device, blocks and lengths.
 
-        ``architecture`` replaces the one that the checkpoint names. Raises what :func:`resolve` raises.
+        ``architecture`` replaces the one that the checkpoint names. Where it is not ``described`` by a config.json,
+        its facts are this model's. Raises what :func:`resolve` raises.
         """
-        profile, ctx = read_profile(path), self.context
+        ctx = self.context
+        alike = replace(ctx.model, path=path, format="safetensors", quantization=None)
+        profile = read_profile(path) if described else alike
         model = self.config.model.model_copy(
             update={"path": path, "name": None, "loader": loader, "loader_options": {}, "dtype": dtype}
         )

@@ -71,3 +71,11 @@ class TappedLM(Protocol):
         """As ``forward``, and the residual stream behind each of ``layers`` (0 is the first): what the next layer
         takes in, [tokens, hidden_size], before any norm."""
         ...
+
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Token ids int64 [tokens] to what the first layer takes in, [tokens, hidden_size]."""
+        ...
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """See :meth:`CausalLM.logits`."""
+        ...

@@ -107,12 +107,14 @@ class DraftKit(Protocol):
         dtype: str = "auto",
         quantization: str = "auto",
         build: Callable[[Context, Any], Any] | None = None,
+        described: bool = True,
     ) -> DraftBody:
         """Load the checkpoint at ``path``, with a loader, a type and a scheme of its own.
 
         ``build(ctx, parts)`` makes an object with ``attention_layers``, ``slots``, ``finalize`` and
         ``ignored_weights`` of a :class:`octavo.contracts.model.CausalLM`; by default the architecture that the
-        checkpoint names is built. Raises what loading a model raises.
+        checkpoint names is built. A folder that is not ``described`` by a config.json of its own has the target's
+        facts. Raises what loading a model raises.
         """
         ...
 

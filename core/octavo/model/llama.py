@@ -167,10 +167,8 @@ class LlamaForCausalLM:
                 tapped[index] = x + residual
         return self._norm(x, residual), [tapped[layer] for layer in layers]
 
-    @property
-    def embedding(self) -> Embedding:
-        """The token embedding, which a proposer may share."""
-        return self._embed
+    def embed(self, token_ids: Tensor) -> Tensor:
+        return self._embed(token_ids)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self._head(hidden)

@@ -80,6 +80,7 @@ class Kit:
         dtype: str = "auto",
         quantization: str = "auto",
         build: Callable[[Context, Any], Any] | None = None,
+        described: bool = True,
     ) -> Body:
         """See :class:`octavo.contracts.proposer.DraftKit`."""
         architecture = None
@@ -89,7 +90,12 @@ class Kit:
                 name="draft", summary="A proposer's own.", build=lambda ctx, options, parts: made(ctx, parts)
             )
         resolved = self._resolved.for_draft(
-            path, loader=loader, dtype=dtype, quantization=quantization, architecture=architecture
+            path,
+            loader=loader,
+            dtype=dtype,
+            quantization=quantization,
+            architecture=architecture,
+            described=described,
         )
         ours, theirs = self.context.max_length, resolved.context.model.max_length
         if theirs < ours:
