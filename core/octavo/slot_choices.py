@@ -12,7 +12,7 @@ from octavo.errors import PluginError, nearest
 from octavo.plugins.host import PluginHost
 from octavo.plugins.report import Contribution
 from octavo.plugins.slots import BY_KEY
-from octavo.records import Context, ModelProfile, OpRecord, QuantizationRecord
+from octavo.records import ArchitectureRecord, Context, ModelProfile, OpRecord, QuantizationRecord
 from octavo.selection import Absent, Choice, candidates, choose
 
 Choices = dict[str, Choice[Any]]
@@ -20,8 +20,12 @@ Absents = dict[str, Absent]
 _UNDETECTED: Final = "does not recognise this checkpoint's quantization_config"
 
 
-def choose_all(config: LaunchConfig, host: PluginHost, ctx: Context) -> tuple[Choices, Absents]:
-    """A choice, or the reason for none, for every slot; :class:`PluginError` where a slot can't be filled."""
+def choose_all(
+    config: LaunchConfig, host: PluginHost, ctx: Context, architecture: ArchitectureRecord | None = None
+) -> tuple[Choices, Absents]:
+    """A choice, or the reason for none, for every slot; :class:`PluginError` where a slot can't be filled.
+
+    ``architecture`` is taken instead of the one that the checkpoint names."""
     model, hint = config.model, host.not_loaded()
     choices: Choices = {
         "loader": choose(
@@ -33,7 +37,9 @@ def choose_all(config: LaunchConfig, host: PluginHost, ctx: Context) -> tuple[Ch
             path="model.loader",
             hint=hint,
         ),
-        "architecture": _architecture(host, ctx, model.trust_remote_code),
+        "architecture": _architecture(host, ctx, model.trust_remote_code)
+        if architecture is None
+        else choose(BY_KEY["architecture"], [], ctx, architecture),
     }
     absent: Absents = {}
     scheme = _quantization(config, host, ctx)

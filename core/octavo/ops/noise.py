@@ -92,6 +92,30 @@ def _race(
     return torch.sub(scaled, noise, out=noise).argmax(dim=1)
 
 
+def mixed_seeds(seeds: UIntArray) -> IntArray:
+    """What ``row_keys_on_device`` takes instead of seeds: int64 [n]."""
+    return _mix64(seeds).view(np.int64)
+
+
+def row_keys_on_device(mixed: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """``row_keys`` for positions that only the device knows: int32 [n, 2] from two int64 [n]."""
+    values = mixed ^ (positions * _signed64(0x9E3779B97F4A7C15))
+    for shift, odd in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        values = (values ^ _shifted(values, shift)) * _signed64(odd)
+    values = (values ^ _shifted(values, 31)) | (1 << 32)
+    return values.unsqueeze(1).view(torch.int32)
+
+
+def _signed64(value: int) -> int:
+    """The int64 with the same bits."""
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shifted(values: torch.Tensor, shift: int) -> torch.Tensor:
+    """Shifted right as if unsigned."""
+    return (values >> shift) & ((1 << (64 - shift)) - 1)
+
+
 def _mix64(values: UIntArray) -> UIntArray:
     """The finaliser of splitmix64: a bijection whose output looks random."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

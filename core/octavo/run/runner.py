@@ -20,9 +20,11 @@ from octavo.contracts.executor import RowLogprobs, StepPlan, StepResult
 from octavo.contracts.model import CausalLM
 from octavo.run.adapters import NoAdapters
 from octavo.run.graphs import DecodeGraphs
+from octavo.run.guesser import NoGuesser, Sampling
 from octavo.run.rows import Rows
 from octavo.run.sampler import Logprobs, Sampled, Sampler
-from octavo.run.step import Samples, build_step
+from octavo.run.step import Samples, StepInputs, build_step
+from octavo.run.taps import forward_tapped
 from octavo.run.verify import gather_results
 
 _PROMPT_LOGPROB_ROWS = 512
@@ -47,29 +49,43 @@ class Runner:
         device: torch.device,
         graphs: DecodeGraphs | None = None,
         adapters: NoAdapters | None = None,
+        guesser: NoGuesser | None = None,
     ) -> None:
         self._model, self._attention, self._caches = model, attention, caches
         self._rows, self._sampler, self._graphs = rows, sampler, graphs
         self._block_size, self._device = block_size, device
         self._adapters = NoAdapters() if adapters is None else adapters
+        self._guesser = NoGuesser() if guesser is None else guesser
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Pending:
         """Start the step. On a CPU it has run when this returns."""
         self._update_rows(plan)
+        plan = self._guesser.begin(plan, self._sampler.reads_drafts)
         if self._graphs is not None and self._graphs.covers(plan) and not self._rows.prompt_logprobs:
-            return Pending(plan, self._rows, self._sample(*self._graphs.run(plan)), {}, self._forget)
-        step = build_step(plan, self._rows, self._block_size, self._device)
+            logits: Tensor | None
+            step, hidden, taps, logits = self._graphs.run(plan)
+            prompt_logprobs: PromptLogprobs = {}
+        else:
+            step = build_step(plan, self._rows, self._block_size, self._device)
+            hidden, taps = self._forward(plan, step)
+            prompt_logprobs = self._prompt_logprobs(plan, hidden) if self._rows.prompt_logprobs else {}
+            chosen = hidden.index_select(0, step.sampled_tokens)
+            self._adapters.begin_logits(step.samples.rows)
+            logits = self._model.logits(chosen) if len(chosen) else None
+        sampled = sampling = None
+        if logits is not None:
+            sampled, sampling = self._sample(logits, step.samples)
+        self._guesser.follow(plan, step, hidden, taps, sampling)
+        return Pending(plan, self._rows, sampled, prompt_logprobs, self._forget, self._guesser.failed)
+
+    def _forward(self, plan: StepPlan, step: StepInputs) -> tuple[Tensor, Sequence[Tensor]]:
+        """Final hidden states [tokens, hidden_size], and those that the guesser taps."""
         attention_plan = self._attention.plan(step.batch)
         self._adapters.begin(plan)
-        hidden = self._model.forward(step.token_ids, step.batch, attention_plan, self._caches)
-        prompt_logprobs = self._prompt_logprobs(plan, hidden) if self._rows.prompt_logprobs else {}
-        sampled = None
-        if len(step.samples.index):
-            self._adapters.begin_logits(step.samples.rows)
-            logits = self._model.logits(hidden.index_select(0, step.sampled_tokens))
-            sampled = self._sample(logits, step.samples)
-        return Pending(plan, self._rows, sampled, prompt_logprobs, self._forget)
+        return forward_tapped(
+            self._model, step.token_ids, step.batch, attention_plan, self._caches, self._guesser.tap_layers
+        )
 
     def _update_rows(self, plan: StepPlan) -> None:
         self._rows.apply(plan)
@@ -79,14 +95,14 @@ class Runner:
         for start in plan.starts:
             self._sampler.admit(start)
 
-    def _sample(self, logits: Tensor, samples: Samples) -> InFlight:
+    def _sample(self, logits: Tensor, samples: Samples) -> tuple[InFlight, Sampling]:
         sampled = self._sampler.sample(logits, samples.rows, samples.positions, samples.drafts)
-        rows, tokens = samples.device_rows, sampled.tokens
+        rows, tokens, last = samples.device_rows, sampled.tokens, None
         if samples.drafts is not None and sampled.kept is not None:
             last = samples.drafts.last(sampled.kept)
             rows, tokens = rows[last], tokens[last]
         self._rows.last_tokens.index_copy_(0, rows, tokens)
-        return InFlight.send(sampled, samples)
+        return InFlight.send(sampled, samples), Sampling(rows, sampled.tokens, last)
 
     def _prompt_logprobs(self, plan: StepPlan, hidden: Tensor) -> PromptLogprobs:
         """For the rows that asked: log-probabilities of the prompt tokens after each position of this chunk."""
@@ -168,9 +184,11 @@ class Pending:
         sampled: InFlight | None,
         prompt_logprobs: PromptLogprobs,
         forget: Callable[[int, int], None],
+        guessing_failed: str = "",
     ) -> None:
         self._plan, self._rows, self._sampled = plan, rows, sampled
         self._prompt_logprobs, self._forget = prompt_logprobs, forget
+        self._guessing_failed = guessing_failed
         self._generations = rows.generations[plan.rows]
 
     def result(self) -> StepResult:
@@ -192,7 +210,9 @@ class Pending:
         prompts = {
             at: [one for piece in pieces for one in piece.to_host()] for at, pieces in self._prompt_logprobs.items()
         }
-        return StepResult(self._plan.number, tokens, logprobs, prompts, failed, accepted)
+        return StepResult(
+            self._plan.number, tokens, logprobs, prompts, failed, accepted, guessing_failed=self._guessing_failed
+        )
 
     def _failures(self, broken: np.ndarray) -> dict[int, str]:
         for index in broken:

@@ -109,8 +109,10 @@ class StepBuilder:
         self._chunk_counts.append(tokens)
         self._chunk_positions.append(request.computed - count)
 
-    def build(self, ends: list[int], adapters: list[tuple[int, int]]) -> Scheduled | None:
-        """The finished plan, or ``None`` when nothing was granted."""
+    def build(
+        self, ends: list[int], adapters: list[tuple[int, int]], guess: int, block_size: int
+    ) -> Scheduled | None:
+        """The finished plan, or ``None`` when nothing was granted. ``guess`` is its own."""
         requests = self.singles + self._chunks
         if not requests:
             return None
@@ -125,5 +127,7 @@ class StepBuilder:
             samples=self._single_samples + self._chunk_samples,
             adapters=adapters,
             drafts={len(self.singles) + index: drafts for index, drafts in self._drafts.items()},
+            guess=guess,
+            room=[len(request.blocks) * block_size for request in requests] if guess else [],
         )
         return Scheduled(plan, requests)

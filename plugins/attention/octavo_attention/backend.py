@@ -41,7 +41,7 @@ class TritonAttention:
         early: bool = False,
     ) -> None:
         self._block_size = block_size
-        self._max_queries = min(MAX_QUERIES, MAX_DECODE_TILE // group)
+        self.graph_queries = self._max_queries = min(MAX_QUERIES, MAX_DECODE_TILE // group)
         self._processors = processors
         self._scratch = Scratch(device)
         self._hopper = _hopper_prefill(processors) if hopper else None

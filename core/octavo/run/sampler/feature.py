@@ -29,6 +29,11 @@ class Modifier(Feature, Protocol):
 class Remembering(Modifier, Protocol):
     """A modifier whose state follows the tokens sampled."""
 
+    @property
+    def active(self) -> bool:
+        """Whether a row asks for it; it then looks at the tokens of drafts."""
+        ...
+
     def accept(self, layout: Layout, tokens: torch.Tensor) -> None:
         """``tokens`` int64 [n] were sampled for the batch's rows."""
         ...

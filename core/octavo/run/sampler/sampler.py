@@ -84,6 +84,11 @@ class Sampler:
         self._words = upload(token_words(vocab_size), device)
         self._layout: Layout | None = None
 
+    @property
+    def reads_drafts(self) -> bool:
+        """Whether a row's next step depends on the tokens of its draft, which the host must know then."""
+        return any(feature.active for feature in self._remembering)
+
     def validate(self, start: RowStart) -> None:
         """Refuse what ``admit`` could not serve, with :class:`RequestError`. Keeps nothing; ``row`` is not read."""
         check_ids(start, self._vocab_size)
