@@ -14,6 +14,7 @@ from octavo.config.launch import LaunchConfig
 from octavo.engine.adapters import build_adapters
 from octavo.engine.core import EngineCore
 from octavo.engine.messages import Ready
+from octavo.engine.structured import build_structured
 from octavo.errors import ConfigError
 from octavo.params import SamplingParams
 from octavo.plugins.report import PluginLock
@@ -66,6 +67,7 @@ def build_core(resolved: Resolved) -> EngineCore:
             speculator=_speculator(resolved),
         )
         processors = resolved.build_processors()
+        structured = build_structured(resolved)
     except BaseException:
         executor.stop()
         raise
@@ -85,6 +87,7 @@ def build_core(resolved: Resolved) -> EngineCore:
         processors=[choice.name for choice in resolved.processors],
         uses_priority=resolved.choices["policy"].record.uses_priority,
         adapters=None if adapters is None else adapters.listing(),
+        structured_off=structured.reason,
     )
     unsafe = [
         processor
@@ -100,6 +103,7 @@ def build_core(resolved: Resolved) -> EngineCore:
         unsafe=unsafe if resolved.speculates else (),
         overlap=not resolved.speculates,
         adapters=adapters,
+        structured=structured,
     )
 
 

@@ -239,7 +239,7 @@ class LLM:
     def _admit(self, prompt: Prompt, add_special_tokens: bool, params: SamplingParams, adapter: str | None) -> _Job:
         prompt_ids, bad_word_ids = self._frontend.admission.prepare(prompt, params, add_special_tokens)
         submit, answers = self._frontend.submit(prompt_ids, bad_word_ids, params, adapter=adapter)
-        self._core.check(submit)
+        self._core.prepare(submit)
         outputs = [CompletionOutput(index, "", []) for index in range(params.n)]
         text = prompt if isinstance(prompt, str) else None
         return _Job(submit, answers, RequestOutput(answers.label, text, prompt_ids, outputs))

@@ -27,6 +27,7 @@ class Ops:
     rope: Callable[..., Any] = reference.rope
     qk_norm_rope: Callable[..., Any] = reference.qk_norm_rope
     draw: Callable[..., Any] = noise.draw
+    mask_logits: Callable[..., Any] = reference.mask_logits
 
 
 def build_ops(implementations: Mapping[str, Callable[..., Any]]) -> Ops:

@@ -49,7 +49,12 @@ class InlineExecutor:
         ]
         rows = Rows(ctx.max_sequences, ctx.max_length, ctx.block_size, device)
         sampler = Sampler(
-            ctx.model.vocab_size, ctx.max_sequences, device, resolved.build_processors(), parts.ops.draw
+            ctx.model.vocab_size,
+            ctx.max_sequences,
+            device,
+            resolved.build_processors(),
+            parts.ops.draw,
+            parts.ops.mask_logits,
         )
         self.adapter_slots = parts.lora.slots if parts.lora else 0
         adapters = RunnerAdapters(parts.lora, ctx.max_sequences, device) if parts.lora else None

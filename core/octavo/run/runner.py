@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from octavo.contracts.attention import AttentionBackend
-from octavo.contracts.executor import RowLogprobs, StepPlan, StepResult
+from octavo.contracts.executor import Masks, RowLogprobs, StepPlan, StepResult
 from octavo.contracts.model import CausalLM
 from octavo.run.adapters import NoAdapters
 from octavo.run.graphs import DecodeGraphs
@@ -25,6 +26,10 @@ from octavo.run.sampler import Logprobs, Sampled, Sampler
 from octavo.run.step import Samples, build_step
 from octavo.run.verify import gather_results
 
+_NOTHING_POSSIBLE = (
+    "The model's logits are not finite (NaN or infinity), or the request's own limits (allowed tokens, bad words, "
+    "bias, grammar) bar every token."
+)
 _PROMPT_LOGPROB_ROWS = 512
 """Positions whose logits exist at once while prompt log-probabilities are computed."""
 
@@ -58,17 +63,26 @@ class Runner:
         """Start the step. On a CPU it has run when this returns."""
         self._update_rows(plan)
         if self._graphs is not None and self._graphs.covers(plan) and not self._rows.prompt_logprobs:
-            return Pending(plan, self._rows, self._sample(*self._graphs.run(plan)), {}, self._forget)
+            return self._pending(plan, *self._graphs.run(plan), {})
         step = build_step(plan, self._rows, self._block_size, self._device)
         attention_plan = self._attention.plan(step.batch)
         self._adapters.begin(plan)
         hidden = self._model.forward(step.token_ids, step.batch, attention_plan, self._caches)
         prompt_logprobs = self._prompt_logprobs(plan, hidden) if self._rows.prompt_logprobs else {}
-        sampled = None
+        logits = None
         if len(step.samples.index):
             logits = self._model.logits(hidden.index_select(0, step.sampled_tokens))
-            sampled = self._sample(logits, step.samples)
-        return Pending(plan, self._rows, sampled, prompt_logprobs, self._forget)
+        return self._pending(plan, logits, step.samples, prompt_logprobs)
+
+    def _pending(
+        self, plan: StepPlan, logits: Tensor | None, samples: Samples, prompt_logprobs: PromptLogprobs
+    ) -> Pending:
+        pending = Pending(plan, self._rows, prompt_logprobs, self._forget)
+        if logits is not None:
+            pending.sampling = partial(self._sample, logits, samples)
+            if not plan.masked:
+                pending.sample(None)
+        return pending
 
     def _update_rows(self, plan: StepPlan) -> None:
         self._rows.apply(plan)
@@ -78,7 +92,10 @@ class Runner:
         for start in plan.starts:
             self._sampler.admit(start)
 
-    def _sample(self, logits: Tensor, samples: Samples) -> InFlight:
+    @torch.inference_mode()
+    def _sample(self, logits: Tensor, samples: Samples, masks: Masks | None) -> InFlight:
+        if masks is not None:
+            self._sampler.mask(logits, samples.index, masks)
         sampled = self._sampler.sample(logits, samples.rows, samples.positions, samples.drafts)
         rows, tokens = samples.device_rows, sampled.tokens
         if samples.drafts is not None and sampled.kept is not None:
@@ -163,13 +180,19 @@ class Pending:
         self,
         plan: StepPlan,
         rows: Rows,
-        sampled: InFlight | None,
         prompt_logprobs: PromptLogprobs,
         forget: Callable[[int, int], None],
     ) -> None:
-        self._plan, self._rows, self._sampled = plan, rows, sampled
+        self._plan, self._rows = plan, rows
+        self.sampling: Callable[[Masks | None], InFlight] | None = None  # what is left to do of the step
+        self._sampled: InFlight | None = None
         self._prompt_logprobs, self._forget = prompt_logprobs, forget
         self._generations = rows.generations[plan.rows]
+
+    def sample(self, masks: Masks | None) -> None:
+        """See :class:`octavo.contracts.executor.PendingStep`."""
+        if self.sampling is not None:
+            self._sampled, self.sampling = self.sampling(masks), None
 
     def result(self) -> StepResult:
         tokens = np.full(len(self._plan.rows), -1, np.int64)
@@ -197,4 +220,4 @@ class Pending:
             row = self._plan.rows[index]
             if self._rows.generations[row] == self._generations[index]:
                 self._forget(row, self._plan.positions[index] + self._plan.counts[index])
-        return {int(index): "The model's logits are not finite (NaN or infinity)." for index in broken}
+        return {int(index): _NOTHING_POSSIBLE for index in broken}
