@@ -31,13 +31,15 @@ def expected_answer(
     seed: int = 0,
     adapter: int = 0,
     vocab_size: int = VOCABULARY,
+    allowed: Callable[[list[int]], np.ndarray] | None = None,
 ) -> list[int]:
-    """The tokens that :class:`SimulatedExecutor` gives a request, whatever else is running."""
+    """The tokens that :class:`SimulatedExecutor` gives a request, whatever else is running. ``allowed``: bool
+    [vocab_size], what a grammar lets follow an answer's tokens."""
     start = RowStart(0, list(prompt), len(prompt), params, seed, sorted(stop_ids), [])
     row = _Row(start, adapter)
     answer: list[int] = []
     while len(answer) < max_tokens:
-        token = row.next_token(vocab_size)
+        token = row.next_token(vocab_size, None if allowed is None else allowed(answer))
         answer.append(token)
         row.append(token)
         if token in start.stop_ids and len(answer) >= params.min_tokens:

@@ -1,4 +1,4 @@
-"""Plugin `triton-ops`: norm, gate, rotary embedding and sampling. Imports neither torch nor triton."""
+"""Plugin `triton-ops`: norm, gate, rotary embedding, masks and sampling. Imports neither torch nor triton."""
 
 from __future__ import annotations
 
@@ -57,6 +57,12 @@ def _draw(ctx: Context, options: NoOptions) -> Callable[..., Any]:
     return draw
 
 
+def _mask_logits(ctx: Context, options: NoOptions) -> Callable[..., Any]:
+    from octavo_ops.masks import mask_logits
+
+    return mask_logits
+
+
 @hookimpl
 def octavo_ops() -> Iterable[OpRecord]:
     """Contribute one record an operation."""
@@ -67,6 +73,7 @@ def octavo_ops() -> Iterable[OpRecord]:
         ("rope", _rope),
         ("qk_norm_rope", _qk_norm_rope),
         ("draw", _draw),
+        ("mask_logits", _mask_logits),
     ):
         yield OpRecord(
             name=f"triton-{op.replace('_', '-')}",

@@ -55,7 +55,7 @@ def run(device: str, dtype: torch.dtype) -> bool:
         expected = reference.qk_norm_rope(wide[:, :heads].clone(), *weights, queries, 1e-6, cos, sin)
         found = qk_norm_rope(wide[:, :heads], *weights, queries, 1e-6, cos, sin)
         good &= check(f"qk_norm_rope {heads}x{dim}", found, expected, tolerance)
-    return good and check_draw(device)
+    return good and check_draw(device) and check_masks(device)
 
 
 def check_draw(device: str) -> bool:
@@ -71,6 +71,27 @@ def check_draw(device: str) -> bool:
     found, expected = draw(scaled, words, keys), noise.draw(scaled, words, keys)
     print("draw:", int((found == expected).sum()), "of", rows)
     return torch.equal(found, expected)
+
+
+def check_masks(device: str) -> bool:
+    """Some rows out of order, vocabularies that are no multiple of anything, and bits beyond the vocabulary."""
+    from octavo_ops.masks import mask_logits
+
+    good = True
+    for vocab in (31, 64, 4097):
+        logits = torch.randn(5, vocab, device=device)
+        flags = np.random.default_rng(vocab).integers(0, 2, (3, -(-vocab // 32) * 32), np.uint8)
+        bits = torch.from_numpy(np.packbits(flags, axis=1, bitorder="little").view(np.int32)).to(device)
+        index = torch.tensor([4, 0, 2], device=device)
+        expected = logits.clone()
+        for row, place in enumerate((4, 0, 2)):
+            expected[place, torch.from_numpy(flags[row, :vocab] == 0).to(device)] = -torch.inf
+        for function in (mask_logits, reference.mask_logits):
+            found = logits.clone()
+            function(found, index, bits)
+            good &= torch.equal(found, expected)
+        print(f"mask_logits {vocab}:", good)
+    return good
 
 
 if __name__ == "__main__":
