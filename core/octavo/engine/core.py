@@ -150,7 +150,7 @@ class EngineCore:
     def prepare(self, submit: Submit) -> None:
         """``check``, and wait for the request's grammar if it has one. Raises :class:`RequestError`."""
         self.check(submit)
-        self._structured.prepare(submit.params)
+        self._structured.prepare(submit)
 
     def handle(self, message: ToEngine) -> None:
         """Take one message. Never raises; a request that is wrong is answered with :class:`Rejected`."""
@@ -289,14 +289,15 @@ class EngineCore:
         added: list[int] = []
         try:
             self.check(submit)
-            if self._structured.parks(submit, self.ready.max_queue):
+            hold = self._structured.admit(submit, self.ready.max_queue)
+            if hold is None:
                 return
             key, digest = self._adapter(submit.adapter)
             root = self._root(digest, submit.cache_salt)
             speculates = not any(_uses(processor, submit) for processor in self._unsafe)
             for index in range(submit.params.n):
                 request = _request(submit, index, root, key, speculates)
-                request.constraint = self._structured.constraint(submit.params)
+                request.constraint = hold()
                 self._scheduler.add(request)
                 added.append(request.id)
         except Exception as error:

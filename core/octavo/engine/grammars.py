@@ -50,6 +50,7 @@ class Grammars:
         self._built: Future[Built] | None = None
         self._cache: OrderedDict[StructuredOutputs, Future[Grammar]] = OrderedDict()
         self._waiting: list[_Waiting] = []
+        self._taken: dict[int, Future[Grammar]] = {}  # by request: compiled, and not to be forgotten meanwhile
 
     def __len__(self) -> int:
         """Requests that wait."""
@@ -66,31 +67,32 @@ class Grammars:
         """Refuse what is beyond the operator's limits, with :class:`RequestError`."""
         wanted.check_limits(self._limits.max_bytes, self._limits.max_depth)
 
-    def get(self, wanted: StructuredOutputs) -> Grammar | None:
-        """The grammar, or ``None`` while it is being compiled. Raises what compiling raised."""
-        future = self._compiled(wanted)
-        return future.result() if future.done() else None
+    def get(self, submit: Submit, wanted: StructuredOutputs, most: int) -> Grammar | None:
+        """The grammar that ``submit`` wants; ``None`` while it is being compiled, for which it then waits, unless
+        ``most`` others do. Raises what compiling raised."""
+        future = self._taken.pop(submit.id, None) or self._compiled(wanted)
+        if future.done():
+            return future.result()
+        if len(self._waiting) >= most:
+            raise OverloadedError(f"{most} requests are waiting for their grammars, the most that is allowed.")
+        self._waiting.append(_Waiting(submit, future, self._clock() + self._limits.compile_timeout))
+        return None
 
-    def wait(self, wanted: StructuredOutputs) -> None:
-        """Wait for the grammar. Raises :class:`RequestError` for one that is wrong or takes too long."""
+    def prepare(self, submit: Submit, wanted: StructuredOutputs) -> None:
+        """Wait for the grammar, and keep it for ``get``. Raises :class:`RequestError` for one that is wrong or takes
+        too long."""
         future = self._compiled(wanted)
         if not wait([future], self._limits.compile_timeout).done:
             raise self._too_slow(future)
         future.result()
-
-    def park(self, submit: Submit, most: int) -> None:
-        """``submit`` waits for its grammar, unless ``most`` others do."""
-        if len(self._waiting) >= most:
-            raise OverloadedError(f"{most} requests are waiting for their grammars, the most that is allowed.")
-        assert submit.params.structured_outputs is not None
-        future = self._compiled(submit.params.structured_outputs)
-        self._waiting.append(_Waiting(submit, future, self._clock() + self._limits.compile_timeout))
+        self._taken[submit.id] = future
 
     def poll(self) -> list[tuple[Submit, RequestError | None]]:
         """The requests that wait no longer, and for those that waited in vain the refusal."""
         now, ready, left = self._clock(), list[tuple[Submit, RequestError | None]](), []
         for item in self._waiting:
             if item.grammar.done():
+                self._taken[item.submit.id] = item.grammar
                 ready.append((item.submit, None))
             elif now > item.deadline:
                 ready.append((item.submit, self._too_slow(item.grammar)))
@@ -100,7 +102,9 @@ class Grammars:
         return ready
 
     def forget(self, ids: Collection[int]) -> None:
-        """These answers are not wanted any more. A request goes when all of its answers are."""
+        """These answers are not wanted any more. A request goes when none of its answers is."""
+        for answer in ids:
+            self._taken.pop(answer, None)
         self._waiting = [
             item
             for item in self._waiting

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from octavo.contracts.executor import Masks
@@ -11,13 +11,21 @@ from octavo.engine.constraints import Constraint, Ending, follow, make_masks
 from octavo.engine.grammars import Built, Grammars
 from octavo.engine.messages import Submit
 from octavo.engine.tokenizer import load_tokenizer
-from octavo.errors import EngineDeadError, RequestError
+from octavo.errors import RequestError
 from octavo.params import SamplingParams
 from octavo.scheduling.step import Progress, Scheduled
 from octavo.structured import no_structured_outputs
 
 if TYPE_CHECKING:
     from octavo.assemble import Resolved
+
+
+Hold = Callable[[], Constraint | None]
+"""Makes what holds one answer."""
+
+
+def _unheld() -> None:
+    return None
 
 
 class NoStructuredOutputs:
@@ -36,19 +44,16 @@ class NoStructuredOutputs:
         if params.structured_outputs is not None:
             raise no_structured_outputs(self.reason)
 
-    def prepare(self, params: SamplingParams) -> None:
+    def prepare(self, submit: Submit) -> None:
         """Wait for the grammar. Raises :class:`RequestError` for one that is wrong."""
 
-    def parks(self, submit: Submit, most: int) -> bool:
-        """Whether the request must wait for its grammar; ``poll`` answers it again. ``most`` may wait."""
-        return False
-
-    def constraint(self, params: SamplingParams) -> Constraint | None:
-        """What holds one answer, for a request that was not parked."""
-        return None
+    def admit(self, submit: Submit, most: int) -> Hold | None:
+        """What holds each of its answers; ``None`` where the request has to wait for its grammar: ``poll`` will give
+        it back. ``most`` may wait. Raises :class:`RequestError`."""
+        return _unheld
 
     def poll(self) -> list[tuple[Submit, RequestError | None]]:
-        """The parked requests that wait no longer, and for those that waited in vain the refusal."""
+        """The requests that wait no longer, and for those that waited in vain the refusal."""
         return []
 
     def forget(self, ids: Collection[int]) -> None:
@@ -81,32 +86,25 @@ class StructuredEngine(NoStructuredOutputs):
         if params.structured_outputs is not None:
             self._grammars.check(params.structured_outputs)
 
-    def prepare(self, params: SamplingParams) -> None:
-        if params.structured_outputs is not None:
-            self._grammars.wait(params.structured_outputs)
+    def prepare(self, submit: Submit) -> None:
+        if submit.params.structured_outputs is not None:
+            self._grammars.prepare(submit, submit.params.structured_outputs)
 
-    def parks(self, submit: Submit, most: int) -> bool:
-        wanted = submit.params.structured_outputs
-        if wanted is None or self._grammars.get(wanted) is not None:
-            return False
-        self._grammars.park(submit, most)
-        return True
-
-    def constraint(self, params: SamplingParams) -> Constraint | None:
-        wanted = params.structured_outputs
+    def admit(self, submit: Submit, most: int) -> Hold | None:
+        params, wanted = submit.params, submit.params.structured_outputs
         if wanted is None:
-            return None
-        grammar = self._grammars.get(wanted)
+            return _unheld
+        grammar = self._grammars.get(submit, wanted, most)
         if grammar is None:
-            raise EngineDeadError("a grammar got lost between two looks.")
-        return Constraint(self._grammars.built, grammar, wanted, not (params.ignore_eos or params.min_tokens))
+            return None
+        free_end = not (params.ignore_eos or params.min_tokens)
+        return lambda: Constraint(self._grammars.built, grammar, wanted, free_end)
 
     def poll(self) -> list[tuple[Submit, RequestError | None]]:
         return self._grammars.poll()
 
     def forget(self, ids: Collection[int]) -> None:
-        if self.waiting:
-            self._grammars.forget(ids)
+        self._grammars.forget(ids)
 
     def masks(self, scheduled: Scheduled) -> tuple[Masks | None, list[Ending]]:
         return make_masks(self._grammars.built, scheduled)

@@ -18,6 +18,7 @@ from octavo_structured.options import GuidanceOptions
 from octavo_structured.source import grammar_source
 
 _MOST_THREADS: Final = 16
+_WORTH_THREADS: Final = 4  # masks; of fewer, waking the threads takes longer than making them
 _SHOWN: Final = 500
 _log = logging.getLogger("octavo.structured")
 
@@ -52,7 +53,10 @@ class Guidance:
         where, size = masks.ctypes.data, 4 * self._width
         plain = [(_native(row.matcher), row.at) for row in rows if not row.drafts]
         drafted = [(_native(row.matcher), row.at, list(row.drafts)) for row in rows if row.drafts]
-        if plain:
+        if len(plain) < _WORTH_THREADS:
+            for native, at in plain:
+                native.unsafe_compute_mask_ptr(where + at * size, size)
+        else:
             self._threads.unsafe_compute_mask_ptr(plain, where, size, len(masks))
         if drafted:
             self._threads.unsafe_compute_mask_ptr_with_draft_token(drafted, where, size, len(masks))
