@@ -79,8 +79,8 @@ class Grammars:
         return None
 
     def prepare(self, submit: Submit, wanted: StructuredOutputs) -> None:
-        """Wait for the grammar, and keep it for ``get``. Raises :class:`RequestError` for one that is wrong or takes
-        too long."""
+        """Wait for the grammar, and keep it for ``get``. Raises :class:`RequestError` for one that is wrong or
+        takes too long."""
         future = self._compiled(wanted)
         if not wait([future], self._limits.compile_timeout).done:
             raise self._too_slow(future)

@@ -213,7 +213,10 @@ class LLM:
             try:
                 for prompt, wanted, name in each:
                     jobs.append(self._admit(*prompt, wanted, name))
-                with tqdm(total=len(jobs), unit="prompt", disable=not bar) as progress, _polite_interrupts() as check:
+                with (
+                    tqdm(total=len(jobs), unit="prompt", disable=not bar) as progress,
+                    _polite_interrupts() as check,
+                ):
                     self._run(jobs, progress.update, check)
             finally:
                 self._core.handle(Abort([number for job in jobs for number in job.answers.unfinished]))

@@ -48,8 +48,8 @@ class NoStructuredOutputs:
         """Wait for the grammar. Raises :class:`RequestError` for one that is wrong."""
 
     def admit(self, submit: Submit, most: int) -> Hold | None:
-        """What holds each of its answers; ``None`` where the request has to wait for its grammar: ``poll`` will give
-        it back. ``most`` may wait. Raises :class:`RequestError`."""
+        """What holds each of its answers; ``None`` where the request has to wait for its grammar: ``poll`` will
+        give it back. ``most`` may wait. Raises :class:`RequestError`."""
         return _unheld
 
     def poll(self) -> list[tuple[Submit, RequestError | None]]:
