@@ -33,8 +33,9 @@ class Resolved:
     """A decided engine.
 
     Keys of ``choices``: ``loader``, ``architecture``, ``quantization``, ``attention``, ``lora``, ``policy``,
-    ``executor``, ``proposer``, ``ops.NAME``, ``logits_processors.N``, ``api.N``. A slot that is empty on purpose
-    (``quantization`` of an unquantised model, ``proposer`` where nothing speculates, an operation left to torch)
+    ``executor``, ``proposer``, ``structured``, ``ops.NAME``, ``logits_processors.N``, ``api.N``. A slot that is
+    empty on purpose (``quantization`` of an unquantised model, ``proposer`` where nothing speculates,
+    ``structured`` where nothing can hold an answer to a grammar, an operation left to torch)
     is in ``absent`` instead.
     """
 

@@ -174,6 +174,12 @@ class ProposerRecord(Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StructuredOutputRecord(Record):
+    """``build(ctx, options, vocabulary)`` returns a :class:`octavo.contracts.structured.StructuredBackend`. Called
+    in a thread when the first request asks for it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LogitsProcessorRecord(Record):
     """``build`` returns a :class:`octavo.contracts.sampling.LogitsProcessor`.
 

@@ -50,6 +50,11 @@ def choose_all(
     if config.speculation.use == "none":
         absent["proposer"] = Absent("none", "not asked for", candidates(host.proposers(), ctx))
     choices |= _plain_slots(config, host, ctx)
+    backend = _structured(config, host, ctx)
+    if isinstance(backend, Absent):
+        absent["structured"] = backend
+    else:
+        choices["structured"] = backend
     if config.lora is None:
         offered = candidates(host.lora_backends(), ctx)
         absent["lora"] = Absent("none", "the configuration has no lora section", offered)
@@ -142,6 +147,26 @@ def _quantization(config: LaunchConfig, host: PluginHost, ctx: Context) -> Choic
         options=_options(config.quantization.options),
         judge=_judge_scheme if stored is not None or unused else None,
         path="quantization.use",
+        hint=host.not_loaded(),
+    )
+
+
+def _structured(config: LaunchConfig, host: PluginHost, ctx: Context) -> Choice[Any] | Absent:
+    """A backend where there is one that works; requests that would need it are refused with the reason."""
+    use, contributed = config.structured_outputs.use, host.structured_outputs()
+    offered = candidates(contributed, ctx)
+    if use == "none":
+        return Absent("none", "switched off by structured_outputs.use", offered)
+    if use == "auto" and not any(item.supported for item in offered):
+        reasons = "; ".join(f"{item.name}: {item.reason}" for item in offered)
+        return Absent("none", reasons or "no loaded plugin contributes a backend", offered)
+    return choose(
+        BY_KEY["structured"],
+        contributed,
+        ctx,
+        use,
+        options=_options(config.structured_outputs.options),
+        path="structured_outputs.use",
         hint=host.not_loaded(),
     )
 

@@ -51,6 +51,7 @@ class StepPlan(msgspec.Struct, array_like=True):
     guess: int = 0
     room: list[int] = []  # in order of ``rows``; empty where nothing is guessed
     behind: dict[int, tuple[int, list[int]]] = {}  # by row: position of the first token, the tokens
+    masked: list[int] = []  # indices of sampling rows that may need a mask: see :meth:`PendingStep.sample`
 
     @property
     def num_tokens(self) -> int:
@@ -88,8 +89,28 @@ class StepResult:
     guessing_failed: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """What may be sampled, for some rows of a step. ``rows`` ascend: indices into the plan's rows.
+
+    ``bits`` int32 [n, width]: a packed mask (bit ``i % 32`` of word ``i // 32`` set: token ``i`` is allowed) for
+    each of the rows, one for each position of a row with a draft. The width covers the vocabulary, or more.
+    """
+
+    rows: list[int]
+    bits: np.ndarray
+
+
 class PendingStep(Protocol):
     """A launched step."""
+
+    def sample(self, masks: Masks | None) -> None:
+        """Sample the step. Called once, before anything else is launched, where the plan has ``masked`` rows, and
+        not otherwise: such a step is computed up to its logits, and waits. What a mask must allow follows from the
+        last step's tokens, which the host reads while this one is computed. Rows without a mask may sample
+        anything.
+        """
+        ...
 
     def result(self) -> StepResult:
         """Wait for the step and return what it produced."""

@@ -28,6 +28,7 @@ class Ops:
     qk_norm_rope: Callable[..., Any] = reference.qk_norm_rope
     linear: Callable[..., Any] = reference.linear
     draw: Callable[..., Any] = noise.draw
+    mask_logits: Callable[..., Any] = reference.mask_logits
 
 
 def build_ops(implementations: Mapping[str, Callable[..., Any]]) -> Ops:

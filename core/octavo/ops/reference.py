@@ -45,6 +45,15 @@ def rope(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned if width == heads.shape[-1] else torch.cat((turned, heads[..., width:]), dim=-1)
 
 
+def mask_logits(logits: Tensor, index: Tensor, bits: Tensor) -> None:
+    """Rows ``index`` int64 [m] of ``logits`` float32 [n, vocab]: -inf, in place, where the packed mask ``bits``
+    int32 [m, ceil(vocab / 32)] has no bit. Bit ``i % 32`` of word ``i // 32`` is token ``i``."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    flags = bits.view(torch.uint8).unsqueeze(-1).bitwise_right_shift(shifts).bitwise_and_(1)
+    barred = flags.flatten(1)[:, : logits.shape[1]] == 0
+    logits.index_copy_(0, index, logits.index_select(0, index).masked_fill_(barred, -torch.inf))
+
+
 def qk_norm_rope(
     heads: Tensor, query_weight: Tensor, key_weight: Tensor, queries: int, eps: float, cos: Tensor, sin: Tensor
 ) -> Tensor:

@@ -61,7 +61,12 @@ class InlineExecutor:
         self.longest_guess = longest_guess(proposer)
         rows = Rows(ctx.max_sequences, ctx.max_length, ctx.block_size, device, self.longest_guess)
         sampler = Sampler(
-            ctx.model.vocab_size, ctx.max_sequences, device, resolved.build_processors(), parts.ops.draw
+            ctx.model.vocab_size,
+            ctx.max_sequences,
+            device,
+            resolved.build_processors(),
+            parts.ops.draw,
+            parts.ops.mask_logits,
         )
         self.adapter_slots = parts.lora.slots if parts.lora else 0
         adapters = RunnerAdapters(parts.lora, ctx.max_sequences, device) if parts.lora else None

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from octavo.contracts.attention import AttentionBackend
-from octavo.contracts.executor import RowLogprobs, StepPlan, StepResult
+from octavo.contracts.executor import Masks, RowLogprobs, StepPlan, StepResult
 from octavo.contracts.model import CausalLM
 from octavo.run.adapters import NoAdapters
 from octavo.run.graphs import DecodeGraphs
@@ -27,6 +28,10 @@ from octavo.run.step import Samples, StepInputs, build_step
 from octavo.run.taps import forward_tapped
 from octavo.run.verify import gather_results
 
+_NOTHING_POSSIBLE = (
+    "The model's logits are not finite (NaN or infinity), or the request's own limits (allowed tokens, bad words, "
+    "bias, grammar) bar every token."
+)
 _PROMPT_LOGPROB_ROWS = 512
 """Positions whose logits exist at once while prompt log-probabilities are computed."""
 
@@ -73,11 +78,11 @@ class Runner:
             chosen = hidden.index_select(0, step.sampled_tokens)
             self._adapters.begin_logits(step.samples.rows)
             logits = self._model.logits(chosen) if len(chosen) else None
-        sampled = sampling = None
-        if logits is not None:
-            sampled, sampling = self._sample(logits, step.samples)
-        self._guesser.follow(plan, step, hidden, taps, sampling)
-        return Pending(plan, self._rows, sampled, prompt_logprobs, self._forget, self._guesser.failed)
+        pending = Pending(plan, self._rows, prompt_logprobs, self._forget)
+        pending.sampling = partial(self._finish, plan, step, hidden, taps, logits)
+        if not plan.masked:
+            pending.sample(None)
+        return pending
 
     def _forward(self, plan: StepPlan, step: StepInputs) -> tuple[Tensor, Sequence[Tensor]]:
         """Final hidden states [tokens, hidden_size], and those that the guesser taps."""
@@ -87,6 +92,23 @@ class Runner:
             self._model, step.token_ids, step.batch, attention_plan, self._caches, self._guesser.tap_layers
         )
 
+    @torch.inference_mode()
+    def _finish(
+        self,
+        plan: StepPlan,
+        step: StepInputs,
+        hidden: Tensor,
+        taps: Sequence[Tensor],
+        logits: Tensor | None,
+        masks: Masks | None,
+    ) -> tuple[InFlight | None, str]:
+        """Sample, and let the guesser follow: the tokens on their way, and why guessing failed, if it did."""
+        sampled = sampling = None
+        if logits is not None:
+            sampled, sampling = self._sample(logits, step.samples, masks)
+        self._guesser.follow(plan, step, hidden, taps, sampling)
+        return sampled, self._guesser.failed
+
     def _update_rows(self, plan: StepPlan) -> None:
         self._rows.apply(plan)
         self._adapters.apply(plan)
@@ -95,7 +117,9 @@ class Runner:
         for start in plan.starts:
             self._sampler.admit(start)
 
-    def _sample(self, logits: Tensor, samples: Samples) -> tuple[InFlight, Sampling]:
+    def _sample(self, logits: Tensor, samples: Samples, masks: Masks | None) -> tuple[InFlight, Sampling]:
+        if masks is not None:
+            self._sampler.mask(logits, samples.index, masks)
         sampled = self._sampler.sample(logits, samples.rows, samples.positions, samples.drafts)
         rows, tokens, last = samples.device_rows, sampled.tokens, None
         if samples.drafts is not None and sampled.kept is not None:
@@ -181,15 +205,21 @@ class Pending:
         self,
         plan: StepPlan,
         rows: Rows,
-        sampled: InFlight | None,
         prompt_logprobs: PromptLogprobs,
         forget: Callable[[int, int], None],
-        guessing_failed: str = "",
     ) -> None:
-        self._plan, self._rows, self._sampled = plan, rows, sampled
+        self._plan, self._rows = plan, rows
+        self.sampling: Callable[[Masks | None], tuple[InFlight | None, str]] | None = None  # what is left to do
+        self._sampled: InFlight | None = None
         self._prompt_logprobs, self._forget = prompt_logprobs, forget
-        self._guessing_failed = guessing_failed
+        self._guessing_failed = ""
         self._generations = rows.generations[plan.rows]
+
+    def sample(self, masks: Masks | None) -> None:
+        """See :class:`octavo.contracts.executor.PendingStep`."""
+        if self.sampling is not None:
+            self._sampled, self._guessing_failed = self.sampling(masks)
+            self.sampling = None
 
     def result(self) -> StepResult:
         tokens = np.full(len(self._plan.rows), -1, np.int64)
@@ -219,4 +249,4 @@ class Pending:
             row = self._plan.rows[index]
             if self._rows.generations[row] == self._generations[index]:
                 self._forget(row, self._plan.positions[index] + self._plan.counts[index])
-        return {int(index): "The model's logits are not finite (NaN or infinity)." for index in broken}
+        return {int(index): _NOTHING_POSSIBLE for index in broken}

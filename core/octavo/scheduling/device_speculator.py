@@ -59,7 +59,7 @@ class DeviceSpeculator:
             request.drafts = []
         for request in decodes:
             length = min(request.guessed, most, request.limit - request.known - 1)
-            if request.speculates and length > 0:
+            if _guessable(request) and length > 0:
                 request.drafts = [GUESSED] * length
         self.guess = 0 if self.off else self._choose(running)
 
@@ -110,7 +110,7 @@ class DeviceSpeculator:
 
     def _choose(self, running: Sequence[Request]) -> int:
         """The next guess's length. Every position that will be sampled needs logits."""
-        speculating = [request for request in running if request.speculates]
+        speculating = [request for request in running if _guessable(request)]
         if running and not speculating:
             return 0
         count = max(1, len(running))
@@ -118,5 +118,10 @@ class DeviceSpeculator:
         if self._fixed:
             return max(0, longest)
         fresh = Acceptance()
-        rates = [self._acceptance.get(request.id, fresh).rate if request.speculates else 0.0 for request in running]
+        rates = [self._acceptance.get(request.id, fresh).rate if _guessable(request) else 0.0 for request in running]
         return self._length.choose(rates or [fresh.rate], longest)
+
+
+def _guessable(request: Request) -> bool:
+    """A grammar's masks are made on the host, which never sees what the device guesses."""
+    return request.speculates and request.constraint is None

@@ -105,11 +105,11 @@ class Scheduler:
         request.limit = min(length + request.max_tokens, self._max_length, capacity + 1)
         self._ledger.enter(request)
 
-    def abort(self, request_id: int) -> Request | None:
+    def abort(self, request_id: int, reason: str = "abort") -> Request | None:
         """End a request wherever it is; ``None`` if it is unknown or has ended. Tokens in flight are dropped."""
         request = self._ledger.get(request_id)
         if request is not None:
-            self._finish(request, "abort")
+            self._finish(request, reason)
         return request
 
     def schedule(self) -> Scheduled | None:

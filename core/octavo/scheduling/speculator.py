@@ -54,7 +54,8 @@ class Speculator:
             self._switch_off(f"{type(error).__name__}: {error}", error)
             return
         for (request, _), tokens in zip(wanted, drafts, strict=True):
-            request.drafts = tokens
+            fitting = len(tokens) if request.constraint is None else request.constraint.fits(tokens)
+            request.drafts = tokens[:fitting]
 
     def released(self, rows: Sequence[int]) -> None:
         """Rows that were never drafted for are passed over."""

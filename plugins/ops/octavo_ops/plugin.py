@@ -1,4 +1,4 @@
-"""Plugin `triton-ops`: norm, gate, rotary embedding, small products, sampling. Imports neither torch nor triton."""
+"""Plugin `triton-ops`: norm, gate, rotary embedding, small products, masks, sampling. Imports no torch or triton."""
 
 from __future__ import annotations
 
@@ -68,6 +68,12 @@ def _draw(ctx: Context, options: NoOptions) -> Callable[..., Any]:
     return draw
 
 
+def _mask_logits(ctx: Context, options: NoOptions) -> Callable[..., Any]:
+    from octavo_ops.masks import mask_logits
+
+    return mask_logits
+
+
 @hookimpl
 def octavo_ops() -> Iterable[OpRecord]:
     """Contribute one record an operation."""
@@ -79,6 +85,7 @@ def octavo_ops() -> Iterable[OpRecord]:
         ("qk_norm_rope", _qk_norm_rope),
         ("linear", _linear),
         ("draw", _draw),
+        ("mask_logits", _mask_logits),
     ):
         yield OpRecord(
             name=f"triton-{op.replace('_', '-')}",

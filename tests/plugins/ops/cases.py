@@ -55,7 +55,7 @@ def run(device: str, dtype: torch.dtype) -> bool:
         expected = reference.qk_norm_rope(wide[:, :heads].clone(), *weights, queries, 1e-6, cos, sin)
         found = qk_norm_rope(wide[:, :heads], *weights, queries, 1e-6, cos, sin)
         good &= check(f"qk_norm_rope {heads}x{dim}", found, expected, tolerance)
-    return good and check_draw(device) and check_linear(device, dtype)
+    return good and check_draw(device) and check_linear(device, dtype) and check_masks(device)
 
 
 def check_draw(device: str) -> bool:
@@ -99,6 +99,27 @@ def check_linear(device: str, dtype: torch.dtype) -> bool:
             good &= check(name, linear(x, weight, bias), expected, 4e-3)
         wide = linear(x, weight, None, torch.float32)
         good &= wide.dtype == torch.float32 and check(f"{name}, float32", wide, expected - bias.double(), 4e-3)
+    return good
+
+
+def check_masks(device: str) -> bool:
+    """Some rows out of order, vocabularies that are no multiple of anything, and bits beyond the vocabulary."""
+    from octavo_ops.masks import mask_logits
+
+    good = True
+    for vocab in (31, 64, 4097):
+        logits = torch.randn(5, vocab, device=device)
+        flags = np.random.default_rng(vocab).integers(0, 2, (3, -(-vocab // 32) * 32), np.uint8)
+        bits = torch.from_numpy(np.packbits(flags, axis=1, bitorder="little").view(np.int32)).to(device)
+        index = torch.tensor([4, 0, 2], device=device)
+        expected = logits.clone()
+        for row, place in enumerate((4, 0, 2)):
+            expected[place, torch.from_numpy(flags[row, :vocab] == 0).to(device)] = -torch.inf
+        for function in (mask_logits, reference.mask_logits):
+            found = logits.clone()
+            function(found, index, bits)
+            good &= torch.equal(found, expected)
+        print(f"mask_logits {vocab}:", good)
     return good
 
 
