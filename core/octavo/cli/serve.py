@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from octavo.cli.listen import Served
-    from octavo.cli.serving import Listeners, ServedEngine
+    from octavo.cli.serving import Listeners
     from octavo.config.launch import LaunchConfig
+    from octavo.engine.async_engine import AsyncEngine
     from octavo.plugins.host import PluginHost
 
 _CHAT: Final = "/v1/chat/completions"
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
     from octavo.cli.serving import serve
 
-    def announce(engine: ServedEngine, apps: Sequence[FastAPI]) -> None:
+    def announce(engine: AsyncEngine, apps: Sequence[FastAPI]) -> None:
         for (listener, group), app in zip(listeners, apps, strict=True):
             _announce(engine, listener, group, app, time.monotonic() - began)
 
@@ -91,14 +92,14 @@ def _set_up_logging(level: str) -> None:
 
 
 def _announce(
-    engine: ServedEngine, listener: socket.socket, group: Sequence[Served], app: FastAPI, seconds: float
+    engine: AsyncEngine, listener: socket.socket, group: Sequence[Served], app: FastAPI, seconds: float
 ) -> None:
     from octavo.cli.listen import routes_of
 
     url = _url(listener)
     names = ", ".join(each.record.name for each in group)
     _log.info("%s is ready at %s (%s) after %.1f s", engine.model_name, url, names, seconds)
-    if any(path == _CHAT for path, _ in routes_of(app.router, "")):
+    if engine.has_chat_template and any(path == _CHAT for path, _ in routes_of(app.router, "")):
         _log.info(
             "try: curl %s%s -H 'Content-Type: application/json' "
             """-d '{"messages": [{"role": "user", "content": "What is the capital of France?"}]}'""",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import signal
 import socket
@@ -18,7 +17,6 @@ from typing import TYPE_CHECKING, Final
 
 from octavo.cli.listen import Served, build_app
 from octavo.config.launch import LaunchConfig
-from octavo.contracts.api import Health
 from octavo.engine.async_engine import AsyncEngine
 from octavo.errors import EngineDeadError
 from octavo.plugins.host import PluginHost
@@ -34,19 +32,6 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _log = logging.getLogger("octavo.serve")
 
 Listeners = Sequence[tuple[socket.socket, Sequence[Served]]]
-
-
-class ServedEngine(AsyncEngine):
-    """An engine that can be closed to new requests while those under way go on."""
-
-    draining = False
-
-    def health(self) -> Health:
-        """Not ready while draining."""
-        health = super().health()
-        if self.draining and health.ready:
-            return dataclasses.replace(health, ready=False, reason="shutting down")
-        return health
 
 
 class Requests:
@@ -67,7 +52,7 @@ async def serve(
     listeners: Listeners,
     *,
     drain: float,
-    announce: Callable[[ServedEngine, Sequence[FastAPI]], None],
+    announce: Callable[[AsyncEngine, Sequence[FastAPI]], None],
 ) -> int:
     """Serve until a signal comes or the engine dies; the exit code. ``drain`` is in seconds.
 
@@ -75,7 +60,7 @@ async def serve(
     """
     wishes = Requests()
     with _signals(wishes.signalled):
-        engine = ServedEngine.from_launch(config, host)
+        engine = AsyncEngine.from_launch(config, host)
         starting = asyncio.create_task(engine.start())
         servers = _Servers()
         try:
@@ -86,7 +71,7 @@ async def serve(
             if await _started(starting, wishes):
                 announce(engine, apps)
                 await _until_over(engine, wishes)
-                engine.draining = True
+                engine.drain("shutting down")
                 await _drain(servers, wishes, drain)
             return 0 if engine.health().alive else 1
         finally:
@@ -102,7 +87,7 @@ def _import_http() -> None:
     import uvicorn  # noqa: F401
 
 
-def _app(engine: ServedEngine, surfaces: Sequence[Served]) -> FastAPI:
+def _app(engine: AsyncEngine, surfaces: Sequence[Served]) -> FastAPI:
     return build_app([(each.record.name, each.record.build(engine, each.options)) for each in surfaces])
 
 
@@ -118,7 +103,7 @@ async def _started(starting: asyncio.Task[None], wishes: Requests) -> bool:
         stop.cancel()
 
 
-async def _until_over(engine: ServedEngine, wishes: Requests) -> None:
+async def _until_over(engine: AsyncEngine, wishes: Requests) -> None:
     while not wishes.stop.is_set():
         health = engine.health()
         if not health.alive:

@@ -20,6 +20,7 @@ from octavo.contracts.executor import RowLogprobs, StepPlan, StepResult
 from octavo.contracts.model import CausalLM
 from octavo.run.adapters import NoAdapters
 from octavo.run.graphs import DecodeGraphs
+from octavo.run.pooling import Pooled, Pooler
 from octavo.run.rows import Rows
 from octavo.run.sampler import Logprobs, Sampled, Sampler
 from octavo.run.step import Samples, build_step
@@ -52,27 +53,30 @@ class Runner:
         self._rows, self._sampler, self._graphs = rows, sampler, graphs
         self._block_size, self._device = block_size, device
         self._adapters = NoAdapters() if adapters is None else adapters
+        self._pooler = Pooler(rows.max_rows, device)
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Pending:
         """Start the step. On a CPU it has run when this returns."""
         self._update_rows(plan)
         if self._graphs is not None and self._graphs.covers(plan) and not self._rows.prompt_logprobs:
-            return Pending(plan, self._rows, self._sample(*self._graphs.run(plan)), {}, self._forget)
+            return Pending(plan, self._rows, self._sample(*self._graphs.run(plan)), {}, None, self._forget)
         step = build_step(plan, self._rows, self._block_size, self._device)
         attention_plan = self._attention.plan(step.batch)
         self._adapters.begin(plan)
         hidden = self._model.forward(step.token_ids, step.batch, attention_plan, self._caches)
         prompt_logprobs = self._prompt_logprobs(plan, hidden) if self._rows.prompt_logprobs else {}
+        pooled = self._pooler.collect(plan, hidden)
         sampled = None
         if len(step.samples.index):
             logits = self._model.logits(hidden.index_select(0, step.sampled_tokens))
             sampled = self._sample(logits, step.samples)
-        return Pending(plan, self._rows, sampled, prompt_logprobs, self._forget)
+        return Pending(plan, self._rows, sampled, prompt_logprobs, pooled, self._forget)
 
     def _update_rows(self, plan: StepPlan) -> None:
         self._rows.apply(plan)
         self._adapters.apply(plan)
+        self._pooler.apply(plan)
         for row in plan.ends:
             self._sampler.release(row)
         for start in plan.starts:
@@ -165,10 +169,11 @@ class Pending:
         rows: Rows,
         sampled: InFlight | None,
         prompt_logprobs: PromptLogprobs,
+        pooled: Pooled | None,
         forget: Callable[[int, int], None],
     ) -> None:
         self._plan, self._rows, self._sampled = plan, rows, sampled
-        self._prompt_logprobs, self._forget = prompt_logprobs, forget
+        self._prompt_logprobs, self._pooled, self._forget = prompt_logprobs, pooled, forget
         self._generations = rows.generations[plan.rows]
 
     def result(self) -> StepResult:
@@ -190,7 +195,10 @@ class Pending:
         prompts = {
             at: [one for piece in pieces for one in piece.to_host()] for at, pieces in self._prompt_logprobs.items()
         }
-        return StepResult(self._plan.number, tokens, logprobs, prompts, failed, accepted)
+        pooled = {} if self._pooled is None else self._pooled.results()
+        if broken := [at for at, vector in pooled.items() if not np.isfinite(vector).all()]:
+            failed |= self._failures(np.asarray(broken))
+        return StepResult(self._plan.number, tokens, logprobs, prompts, failed, accepted, pooled)
 
     def _failures(self, broken: np.ndarray) -> dict[int, str]:
         for index in broken:

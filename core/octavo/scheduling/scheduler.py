@@ -21,6 +21,7 @@ a prompt, a part of a prompt, or a recomputation: all the same here.
 6. With a proposer, a decode may compute guessed tokens behind its missing one. They are not known and don't count
    as computed: `update` adds those that turned out right to both, and takes back the blocks of the others. Drafts
    get tokens before prompts do, and blocks only while everyone who runs could have one more.
+7. A request that pools goes the way of one that may say one token; its result stands for that token.
 
 Both lines, running and waiting, are in order of arrival. An answer that outgrows what the whole pool can hold
 ends with "length": that depends on sizes alone, never on who else is running.
@@ -31,6 +32,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from octavo.cache.blocks import BlockPool, EngineInvariantError
 from octavo.contracts.api import EngineStats
@@ -43,6 +45,9 @@ from octavo.scheduling.ledger import Ledger
 from octavo.scheduling.request import Request
 from octavo.scheduling.speculator import Speculator
 from octavo.scheduling.step import Progress, Scheduled, StepBuilder
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Scheduler:
@@ -163,6 +168,8 @@ class Scheduler:
                     self._settle(request, len(plan.drafts[index]), len(accepted))
                 fresh = [*accepted, tokens[index]]
                 progress.append(self._take(request, fresh, result.logprobs.get(index), scores))
+            elif request.pooling and request.pending:
+                progress.append(self._take_pooled(request, result.pooled.get(index)))
             elif scores:
                 progress.append(Progress(request, [], None, scores))
         return progress
@@ -269,7 +276,7 @@ class Scheduler:
         request.granted = step.number
         request.drafted = len(drafts)
         sample = computed == request.known
-        step.grant(request, count, sample, drafts)
+        step.grant(request, count, sample and not request.pooling, drafts)
         if sample:
             request.pending += 1
             request.known += 1
@@ -347,6 +354,13 @@ class Scheduler:
         if reason:
             self._finish(request, reason)
         return Progress(request, fresh, logprobs[: len(fresh)] if logprobs else None, scores, reason, first)
+
+    def _take_pooled(self, request: Request, pooled: np.ndarray | None) -> Progress:
+        """The one result of a request whose hidden states were pooled."""
+        if pooled is None:
+            raise EngineInvariantError(f"Request {request.id} was to be pooled, but nothing came back.")
+        self._finish(request, "stop")
+        return Progress(request, [], finish_reason="stop", first=True, pooled=pooled)
 
     def _finish(self, request: Request, reason: str) -> None:
         self._ledger.finish(request, reason)
