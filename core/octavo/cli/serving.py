@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
-from octavo.cli.listen import Served, build_app
+from octavo.cli.listen import Certificate, Served, build_app, certificate_of
 from octavo.config.launch import LaunchConfig
 from octavo.engine.async_engine import AsyncEngine
 from octavo.errors import EngineDeadError
@@ -66,8 +66,8 @@ async def serve(
         try:
             await asyncio.to_thread(_import_http)
             apps = [_app(engine, surfaces) for _, surfaces in listeners]
-            for app, (listener, _) in zip(apps, listeners, strict=True):
-                await servers.start(app, listener)
+            for app, (listener, surfaces) in zip(apps, listeners, strict=True):
+                await servers.start(app, listener, certificate_of(surfaces))
             if await _started(starting, wishes):
                 announce(engine, apps)
                 await _until_over(engine, wishes)
@@ -128,9 +128,9 @@ class _Servers:
         self._servers: list[uvicorn.Server] = []
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self, app: FastAPI, listener: socket.socket) -> None:
+    async def start(self, app: FastAPI, listener: socket.socket, certificate: Certificate | None) -> None:
         """Serve ``app``; returns when connections are taken."""
-        server = _quiet_server(app)
+        server = _quiet_server(app, certificate)
         task = asyncio.create_task(server.serve([listener]))
         self._servers.append(server)
         self._tasks.append(task)
@@ -152,7 +152,7 @@ class _Servers:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-def _quiet_server(app: FastAPI) -> uvicorn.Server:
+def _quiet_server(app: FastAPI, certificate: Certificate | None) -> uvicorn.Server:
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -169,6 +169,8 @@ def _quiet_server(app: FastAPI) -> uvicorn.Server:
         server_header=False,
         timeout_keep_alive=_IDLE_SECONDS,
         timeout_graceful_shutdown=_LAST_WORDS_SECONDS,
+        ssl_certfile=None if certificate is None else certificate.certfile,
+        ssl_keyfile=None if certificate is None else certificate.keyfile,
     )
     return Server(config)
 

@@ -16,13 +16,13 @@ from octavo.contracts.lora import ServedAdapter
 from octavo.engine import embedding
 from octavo.engine.adapter_calls import AdapterCalls
 from octavo.engine.frontend import ConfigArgument, Frontend, ModelArgument, launch
-from octavo.engine.links import Link, ThreadLink
+from octavo.engine.links import Link, inline_link
 from octavo.engine.messages import Abort, AdapterReply, Ready, ResetPrefixCache
 from octavo.engine.observers import Observers
 from octavo.engine.process_link import ProcessLink
 from octavo.engine.receiver import News, Receiver
 from octavo.engine.stream import Stream
-from octavo.errors import ConfigError, EngineDeadError, OverloadedError
+from octavo.errors import ConfigError, EngineDeadError, NotReadyError, OverloadedError
 from octavo.params import SamplingParams
 from octavo.plugins.host import PluginHost
 
@@ -68,7 +68,7 @@ class AsyncEngine:
     def _begin(self, config: LaunchConfig, host: PluginHost, inline: bool) -> None:
         self.config = config
         self.host = host
-        self.link: Link = _thread_link(config, host) if inline else ProcessLink(host.lock(), config.to_mapping())
+        self.link: Link = inline_link(config, host) if inline else ProcessLink(host.lock(), config.to_mapping())
         self._frontend: Frontend | None = None
         self._streams: dict[int, Stream] = {}
         self._adapters = AdapterCalls(self.link)
@@ -338,7 +338,7 @@ class AsyncEngine:
         if self._ready is None:
             raise ConfigError("the engine has not been started: await start() first.")
         if self._frontend is None:
-            raise OverloadedError("the engine is still loading its model.", retry_after=2)
+            raise NotReadyError("the engine is still loading its model.", retry_after=2)
         return self._frontend
 
     def _serving(self) -> Frontend:
@@ -346,7 +346,7 @@ class AsyncEngine:
             raise EngineDeadError(self._death)
         frontend = self._loaded
         if not self._created:
-            raise OverloadedError("the engine is still loading its model.", retry_after=2)
+            raise NotReadyError("the engine is still loading its model.", retry_after=2)
         return frontend
 
     def _check_room(self, count: int) -> None:
@@ -399,14 +399,3 @@ class AsyncEngine:
 
     async def _off_loop(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
-
-
-def _thread_link(config: LaunchConfig, host: PluginHost) -> ThreadLink:
-    def build() -> Any:
-        # Only an engine in this process needs what these import.
-        from octavo.assemble import resolve
-        from octavo.engine.boot import build_core
-
-        return build_core(resolve(config, host))
-
-    return ThreadLink(build)

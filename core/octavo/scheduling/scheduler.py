@@ -168,7 +168,7 @@ class Scheduler:
                     self._settle(request, len(plan.drafts[index]), len(accepted))
                 fresh = [*accepted, tokens[index]]
                 progress.append(self._take(request, fresh, result.logprobs.get(index), scores))
-            elif request.pooling and request.pending:
+            elif request.pooling and plan.positions[index] + plan.counts[index] == request.prompt_length:
                 progress.append(self._take_pooled(request, result.pooled.get(index)))
             elif scores:
                 progress.append(Progress(request, [], None, scores))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from starlette.responses import Response
 
 from octavo.contracts.api import Arrival, Delta, EngineClient
-from octavo.errors import OverloadedError, RequestError
+from octavo.errors import NotReadyError, RequestError
 from octavo.params import SamplingParams
 from octavo_api.answer import Collected, Head, Usage, json_response
 from octavo_api.chat import ChatFrames, chat_object
@@ -24,6 +24,7 @@ from octavo_api.schemas_chat import ChatBody
 from octavo_api.schemas_completions import CompletionBody
 from octavo_api.sse import EventStream, Frames, events
 from octavo_api.streams import Deltas, Primed, merge
+from octavo_api.template_options import check_template_kwargs
 from octavo_api.unsupported import check_chat, check_completion
 
 
@@ -77,13 +78,7 @@ class Generation:
         if not self.client.has_chat_template:
             raise RequestError("This model has no chat template; use /v1/completions.", param="messages")
         kwargs = body.chat_template_kwargs or {}
-        for name in kwargs:
-            if name not in self.options.template_kwargs:
-                raise RequestError(
-                    f"chat_template_kwargs may set {', '.join(self.options.template_kwargs) or 'nothing'} here, "
-                    f"not {name[:100]!r}.",
-                    param="chat_template_kwargs",
-                )
+        check_template_kwargs(kwargs, self.options.template_kwargs)
         proceed = bool(body.continue_final_message)
         if proceed and body.add_generation_prompt:
             raise RequestError(
@@ -151,7 +146,7 @@ def check_ready(client: EngineClient) -> None:
     """Raise 503 while the engine starts, drains or is dead; so long nothing but its health may be asked."""
     health = client.health()
     if not health.ready:
-        raise OverloadedError(f"The server takes no requests now: {health.reason or 'not ready'}.", retry_after=5)
+        raise NotReadyError(f"The server takes no requests now: {health.reason or 'not ready'}.", retry_after=5)
 
 
 async def _collect(deltas: Deltas, collected: Collected) -> Collected:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from time import monotonic
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.exposition import choose_encoder
 
-from octavo.contracts.api import Delta, EngineClient
+from octavo.contracts.api import Delta, Embedding, EngineClient
 from octavo.errors import RequestError
 from octavo_api.engine_figures import PREFIX, EngineFigures
 from octavo_api.streams import close
@@ -45,6 +45,13 @@ class Metrics:
             ["route", "status"],
             registry=self.registry,
         )
+        self._http_time = Histogram(
+            PREFIX + "http_request_duration_seconds",
+            "From a request's headers to the beginning of its answer, by route.",
+            ["route"],
+            registry=self.registry,
+            buckets=_FIRST,
+        )
         self.first = self._histogram("time_to_first_token_seconds", "From arrival to the first token.", _FIRST)
         self.between = self._histogram("inter_token_latency_seconds", "Between tokens of an answer.", _BETWEEN)
         self.whole = self._histogram("e2e_request_latency_seconds", "From arrival to the last token.", _WHOLE)
@@ -55,14 +62,23 @@ class Metrics:
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(PREFIX + name, text, ["model_name"], registry=self.registry, buckets=buckets)
 
-    def responded(self, route: str, status: int) -> None:
-        """Count an HTTP answer; ``route`` is the route's pattern, so that clients can't invent labels."""
+    def responded(self, route: str, status: int, seconds: float) -> None:
+        """Count an HTTP answer; ``route`` is the route's pattern, so that clients can't invent labels. A stream has
+        been answered when it begins."""
         self._http.labels(route, str(status)).inc()
+        self._http_time.labels(route).observe(seconds)
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition and its content type, in the format that ``accept`` prefers."""
         encoder, content_type = choose_encoder(accept)
         return encoder(self.registry), content_type
+
+    def embedded(self, found: Sequence[Embedding]) -> None:
+        """Count inputs that were made into vectors."""
+        model = self._client.model_name
+        for one in found:
+            self.prompt.labels(model).observe(one.prompt_tokens)
+        self.success.labels(model, "stop").inc(len(found))
 
     def watch(self, received: float, n: int) -> Watch:
         """Measures one prompt's answers. ``received``: when the request came, in monotonic seconds."""

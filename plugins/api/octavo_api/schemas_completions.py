@@ -12,7 +12,7 @@ Prompt = str | list[int]
 _LARGEST_ID = 2**31 - 1
 
 
-def _prompts(value: object) -> list[Prompt]:
+def prompts_of(value: object) -> list[Prompt]:
     """One prompt or several, each text or token ids. By hand: one pass and one error, however long the list."""
     if isinstance(value, str) or _are_ids(value):
         return [value]  # type: ignore[list-item]
@@ -37,7 +37,7 @@ class CompletionBody(GenerationBody):
 
     prompt: Annotated[
         list[Prompt],
-        PlainValidator(_prompts, json_schema_input_type=str | list[int] | list[str] | list[list[int]]),
+        PlainValidator(prompts_of, json_schema_input_type=str | list[int] | list[str] | list[list[int]]),
     ]
     logprobs: Int | None = None
     echo: bool | None = Field(None, description="Put the prompt before the answer.")

@@ -73,7 +73,7 @@ def check_chat(body: ChatBody, *, ignore_unknown: bool) -> None:
     """Raise :class:`RequestError` for the first field of a chat request that can't be honoured."""
     check_extras(body, _CHAT, "", ignore_unknown=ignore_unknown)
     for index, message in enumerate(body.messages):
-        _check_message(message, f"messages[{index}].", ignore_unknown)
+        check_message(message, f"messages[{index}].", ignore_unknown)
     _check_stream_options(body, ignore_unknown)
 
 
@@ -102,7 +102,8 @@ def check_extras(body: Body, known: Neutral, where: str, *, ignore_unknown: bool
             )
 
 
-def _check_message(message: Message, where: str, ignore_unknown: bool) -> None:
+def check_message(message: Message, where: str, ignore_unknown: bool) -> None:
+    """Likewise for one message, which stands at ``where``."""
     if message.model_extra:
         check_extras(message, _MESSAGE, where, ignore_unknown=ignore_unknown)
     for index, call in enumerate(message.tool_calls or ()):
