@@ -42,8 +42,8 @@ class OpenAIOptions(Section):
         ["enable_thinking", "thinking", "reasoning_effort"],
         description="Names that `chat_template_kwargs` may set.",
     )
-    scoring: Literal["off", "cosine"] = Field(
-        "off",
+    scoring: Literal["none", "cosine"] = Field(
+        "none",
         description="Serve /v1/score and /v1/rerank with the `cosine` of embeddings; for embedding models.",
     )
     max_responses: int = Field(1000, ge=0, description="Answers that /v1/responses keeps; 0 keeps none.")

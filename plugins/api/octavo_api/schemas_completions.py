@@ -38,7 +38,7 @@ class CompletionBody(GenerationBody):
     prompt: Annotated[
         list[Prompt],
         PlainValidator(prompts_of, json_schema_input_type=str | list[int] | list[str] | list[list[int]]),
-    ]
-    logprobs: Int | None = None
+    ] = Field(description="A text, token ids, or a list of such; each is answered.")
+    logprobs: Int | None = Field(None, description="Report each token's log-probability, and this many likeliest.")
     echo: bool | None = Field(None, description="Put the prompt before the answer.")
     add_special_tokens: bool | None = Field(None, description="Default true: begin text prompts with BOS.")

@@ -67,7 +67,9 @@ def test_engine_figures(make_api):
     assert {name: value(found, name) for name in expected} == expected
     per_position = [value(found, f"{PER_POSITION}_total", f"position={position}") for position in range(4)]
     assert per_position == [9, 8, 5, 3]
-    octavos = [sample for sample in found.values() if "http_requests" not in sample.name]
+    octavos = [
+        sample for sample in found.values() if sample.name.startswith("octavo:") and "http_" not in sample.name
+    ]
     assert all(sample.labels["model_name"] == "scripted" for sample in octavos)
 
 
