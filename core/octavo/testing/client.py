@@ -250,7 +250,7 @@ class ScriptedClient:
     def _prompt_info(self, ids: list[int], params: SamplingParams) -> PromptInfo:
         top = params.prompt_logprobs
         logprobs = None if top is None else [None, *(_logprob(token, top) for token in ids[1:])]
-        return PromptInfo(ids, 16 * (len(ids) // 16), logprobs)
+        return PromptInfo(ids, 16 * (len(ids) // 16), logprobs, queue_time=0.001)
 
 
 def text_of(ids: list[int], skip_special_tokens: bool) -> str:
