@@ -39,6 +39,7 @@ class Call:
     deadline: float | None
     headers: Mapping[str, str]
     path: Mapping[str, str]
+    query: Mapping[str, str]
     body: bytes = b""
 
 
@@ -155,6 +156,7 @@ class Guard:
             None if limit is None else asyncio.get_running_loop().time() + limit,
             {name: value for name, value in request.headers.items() if name not in _PRIVATE_HEADERS},
             {name: str(value) for name, value in request.path_params.items()},
+            dict(request.query_params),
             data,
         )
 

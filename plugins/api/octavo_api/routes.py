@@ -49,7 +49,8 @@ _PUBLIC: Final = (500, 503)
 @dataclass(frozen=True, kw_only=True)
 class Route:
     """``answers`` are the content types of a 200; ``keyed`` whether a key may be asked for; ``hidden`` routes stand
-    in no document. ``browsers``: pages of allowed origins may call it."""
+    in no document. ``browsers``: pages of allowed origins may call it. ``refuses``: may answer 400 though there is
+    no body."""
 
     method: str
     path: str
@@ -60,10 +61,12 @@ class Route:
     keyed: bool = True
     hidden: bool = False
     browsers: bool = False
+    refuses: bool = False
 
     def document(self) -> dict[str, Any]:
         """Request body and answers, which FastAPI does not know of."""
         codes = tuple(_TEXTS) if self.body is not None else _WITHOUT_BODY if self.keyed else _PUBLIC
+        codes = (400, *codes) if self.refuses else codes
         about: dict[str, Any] = {"responses": {"200": {"description": "The answer.", "content": self._contents()}}}
         for code in codes:
             content = {"application/json": {"schema": {"$ref": REFERENCE.format(model="Error")}}}

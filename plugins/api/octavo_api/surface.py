@@ -17,10 +17,12 @@ from octavo_api.answer import json_response
 from octavo_api.embeddings import Embeddings
 from octavo_api.generate import Generation, check_ready
 from octavo_api.guard import Call, Guard
+from octavo_api.messages import message_routes
 from octavo_api.metrics import Metrics
 from octavo_api.models import Names
 from octavo_api.openapi import document
 from octavo_api.options import OpenAIOptions
+from octavo_api.responses import response_routes
 from octavo_api.routes import Route, add, asked, posted
 from octavo_api.schemas_chat import ChatBody
 from octavo_api.schemas_completions import CompletionBody
@@ -83,6 +85,8 @@ class OpenAISurface:
             ),
             posted("/v1/completions", guard.generation, generation.completion, CompletionBody, "Continue a text"),
             posted("/v1/embeddings", guard.generation, embeddings.embeddings, EmbeddingBody, "Texts as vectors"),
+            *response_routes(guard, generation),
+            *message_routes(guard, generation, tokens),
             posted("/tokenize", guard.posted, tokens.tokenize, TokenizeBody, "A text's tokens"),
             posted("/detokenize", guard.posted, tokens.detokenize, DetokenizeBody, "The text of tokens"),
         ]
