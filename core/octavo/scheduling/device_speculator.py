@@ -118,7 +118,9 @@ class DeviceSpeculator:
         if self._fixed:
             return max(0, longest)
         fresh = Acceptance()
-        rates = [self._acceptance.get(request.id, fresh).rate if _guessable(request) else 0.0 for request in running]
+        rates = [
+            self._acceptance.get(request.id, fresh).rate if _guessable(request) else 0.0 for request in running
+        ]
         return self._length.choose(rates or [fresh.rate], longest)
 
 

@@ -1,4 +1,4 @@
-"""Plugin `triton-ops`: norm, gate, rotary embedding, small products, masks, sampling. Imports no torch or triton."""
+"""Plugin `triton-ops`: norm, gate, rotation, small products, masks, sampling. Imports no torch or triton."""
 
 from __future__ import annotations
 
