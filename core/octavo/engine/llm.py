@@ -259,7 +259,10 @@ class LLM:
     def _answer(self, jobs: Sequence[_Job], bar: bool) -> list[RequestOutput]:
         shown = tqdm(total=len(jobs), unit="prompt", disable=not bar)
         with self._turn, shown as progress, polite_interrupts() as check:
-            self._run(jobs, progress.update, check)
+            try:
+                self._run(jobs, progress.update, check)
+            finally:
+                self._core.handle(Abort([number for job in jobs for number in job.answers.unfinished]))
         return [job.output for job in jobs]
 
     def _check_alive(self) -> None:
