@@ -42,17 +42,15 @@ class PrefillConfig:
 def decode_config(dim: int, itemsize: int, processors: int, rows: int) -> DecodeConfig:
     """Found by ``benchmarks/gpu/attention_bench.py --sweep`` on an H200.
 
-    Three programs a processor with small tiles keep the memory busy. Fewer rows are bound by latency instead:
-    larger tiles, and fewer partial results to merge.
+    Two programs a processor with two tiles on their way keep the memory busy. Fewer rows are bound by latency
+    instead: larger tiles, and fewer partial results to merge.
     """
     block_n = max(16, min(64, 16384 // (dim * itemsize)))
     if rows <= 2:
         return DecodeConfig(block_n, programs=processors, stages=3)
     if rows <= 64:
         return DecodeConfig(2 * block_n, programs=processors if rows <= 16 else 2 * processors, stages=3)
-    # Turning FP8 into 16 bits takes registers: two programs are all that fit.
-    resident = 2 if itemsize == 1 and dim >= 128 else 3
-    return DecodeConfig(block_n, programs=resident * processors, stages=3)
+    return DecodeConfig(block_n, programs=2 * processors, stages=5)
 
 
 def prefill_config(dim: int, itemsize: int) -> PrefillConfig:
