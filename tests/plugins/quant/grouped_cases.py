@@ -108,9 +108,10 @@ def check(case: Case, device: str, dtype: torch.dtype) -> bool:
     return good
 
 
-def run(device: str, dtype: torch.dtype) -> bool:
+def run(device: str, dtype: torch.dtype, step: int = 1) -> bool:
+    """Every ``step``-th case."""
     small = dtype == torch.float16  # whose least number is larger than the tiny scales
-    good = [check(case, device, dtype) for case in CASES if case.scale > 1e-4 or not small]
+    good = [check(case, device, dtype) for case in CASES[::step] if case.scale > 1e-4 or not small]
     return all(good) and check_table(device, dtype)
 
 
