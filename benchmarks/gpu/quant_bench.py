@@ -89,7 +89,7 @@ def tiles_for(tokens: int) -> Iterator[Tile]:
         shapes = [(64, 128, 8, True), (128, 128, 8, True), (64, 256, 8, True), (128, 64, 4, True)]
     for block_m, block_n, warps, swap in shapes:
         for stages in (3, 5) if block_m <= 16 else (3, 4):
-            for share in (1, 2, 3, 4, 6) if block_m <= 16 else (1, 2, 3):
+            for share in (1, 2, 3, 4, 6, 8) if block_m <= 16 else (1, 2, 3):
                 yield Tile(
                     block_m=block_m,
                     block_n=block_n,
