@@ -267,6 +267,9 @@ def test_auto_round_overrides() -> None:
     assert settings("lm_head") is None
     gptq = config | {"packing_format": "auto_round:auto_gptq", "extra_config": {r".*\.down": {"bits": 8}}}
     assert read_settings(profile(gptq))("model.layers.3.down").bits == 8
+    assert settings("model.layers.0.k.more") is None  # a path stands for what is below it
+    raw = read_settings(profile(config | {"packing_format": "auto_round", "sym": False}))
+    assert raw("model.layers.0.q").layout == "gptq_v2"  # zero points as they are
     layer = writers.quantise(torch.randn(32, 64), 4, 32, symmetric=True)
     tensors = named("model.layers.0.q", writers.gptq(layer, with_order=False))
     x = torch.randn(2, 64)
