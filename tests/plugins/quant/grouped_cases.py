@@ -41,6 +41,7 @@ CASES = [
     Case(8, 128, 24, 256, 2, "whole"),
     Case(8, 16, 16, 80, 2),
     Case(8, -1, 16, 96, 1, swap=True),
+    Case(4, 128, 80, 256, 8, "whole", swap=True, block_m=8, block_n=64, programs=4),
     Case(2, 64, 16, 512, 2, "whole", programs=4),
     Case(3, 32, 16, 160, 3, "whole", bias=True),
     Case(4, 128, 16, 256, 2, scale=1e-7),
