@@ -55,6 +55,7 @@ class Linear:
             device=parts.device,
             modules=tuple(part.module for part in self._modules),
             full_in=in_features,
+            in_begin=local_in * ranks.rank if division == "row" else 0,
         )
         self.method = parts.method_for(self.spec)
         self.params = dict(self.method.params(self.spec))

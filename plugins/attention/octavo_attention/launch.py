@@ -107,7 +107,8 @@ def write(
 ) -> None:
     """Copy ``key`` and ``value`` [tokens, kv_heads, head_dim] to ``slots`` [tokens]; negative slots are skipped.
 
-    An 8-bit cache takes them divided by ``scales``. ``clean`` also zeroes the unused values of the last block of each row that starts at token ``decodes`` or later.
+    An 8-bit cache takes them divided by ``scales``.
+    ``clean`` also zeroes the unused values of the last block of each row that starts at token ``decodes`` or later.
     """
     _, kv_heads, _, block_size, head_dim = cache.shape
     kv_write_kernel[(key.shape[0],)](
