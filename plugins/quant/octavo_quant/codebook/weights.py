@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 UNIT = 128
-"""Inputs that are packed together: byte ``j`` of 64 holds code ``j`` in its low half and code ``64 + j`` in its high
-one, so that both halves of a tile are neighbouring inputs."""
+"""Inputs that are packed together: byte ``j`` of 64 holds code ``j`` in its low half and code ``64 + j`` in its
+high one, so that both halves of a tile are neighbouring inputs."""
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 """The numbers of FP4 (OCP Microscaling Formats 1.0), by their code."""
 

@@ -49,8 +49,7 @@ class Fp4Format:
             ),
         }
         if self.whole:
-            shape = self.stored.shape(f"{spec.name}.{self.whole}") or (1,)
-            params[self.whole] = ParamSpec(shape=shape, dtype=torch.float32, per_part=True)
+            params[self.whole] = self.stored.number(f"{spec.name}.{self.whole}")
         return params
 
     def check(self, spec: LinearSpec) -> None:
