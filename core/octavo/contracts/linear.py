@@ -52,6 +52,7 @@ class ParamSpec:
     ``transient``: ``finalize`` keeps something smaller. The tensor then gets memory when its first part arrives,
     and ``finalize`` is called as soon as the layer's last part is in: a scheme that quantises while loading never
     holds the whole model as the checkpoint stores it. Of a layer's tensors all are transient, or none.
+    ``kept``: bytes that stay after ``finalize`` for each byte read, for the memory plan.
     """
 
     shape: tuple[int, ...]
@@ -64,6 +65,7 @@ class ParamSpec:
     optional: bool = False
     convert: bool = True
     transient: bool = False
+    kept: float = 1.0
 
 
 class LinearMethod(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,7 +21,7 @@ class WeightSlot:
     ``tensor[shard]`` and copies it into ``target``, a view of a parameter of the same shape as that slice.
     ``exact``: the stored dtype must equal the target's (packed integers).
     ``begin`` is called before the copy, and may replace a ``target`` that has no memory yet (device ``meta``);
-    ``end`` after it. Loaders use :func:`filled`.
+    ``end`` after it. Loaders use :func:`filled`. ``kept``: see :class:`octavo.contracts.linear.ParamSpec`.
     """
 
     source: str
@@ -31,8 +31,14 @@ class WeightSlot:
     optional: bool = False
     exact: bool = False
     loaded: bool = False
+    kept: float = 1.0
     begin: Callable[[], None] | None = None
     end: Callable[[], None] | None = None
+
+
+def weight_bytes(slots: Iterable[WeightSlot]) -> int:
+    """Bytes that the weights take once they are loaded."""
+    return int(sum(slot.target.numel() * slot.target.element_size() * slot.kept for slot in slots))
 
 
 @contextmanager

@@ -113,6 +113,7 @@ class LMHead:
             target=target,
             optional=param.optional,
             exact=not param.convert,
+            kept=param.kept,
         )
 
     def _empty(self, param: ParamSpec) -> Tensor:

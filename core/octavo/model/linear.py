@@ -169,6 +169,7 @@ class Linear:
             target=target,
             optional=param.optional,
             exact=not param.convert,
+            kept=param.kept,
         )
         if param.transient:
             self._transient.append((slot, index, name))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from octavo.contracts.model import weight_bytes
 from octavo.errors import ConfigError
 from octavo.run.dtypes import torch_dtype
 
@@ -39,7 +40,7 @@ def plan_memory(resolved: Resolved) -> MemoryPlan:
 
     parts = build_parts(resolved, torch.device("meta"))
     model = build_model(resolved, parts)
-    weights = sum(slot.target.numel() * slot.target.element_size() for slot in model.slots())
+    weights = weight_bytes(model.slots())
     weights += parts.lora.reserved_bytes if parts.lora else 0
     return divide_memory(resolved, model, parts.attention, weights)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -30,7 +30,7 @@ class CodebookLinear:
     form: CodebookFormat
 
     def params(self, spec: LinearSpec) -> Mapping[str, ParamSpec]:
-        return Expanded(self.form).params(spec)
+        return {name: replace(param, transient=True) for name, param in self.form.params(spec).items()}
 
     def finalize(self, spec: LinearSpec, raw: dict[str, Tensor]) -> Any:
         reserve(spec.device)
