@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from octavo.contracts.attention import AttentionSpec, StepBatch
 
@@ -34,11 +34,6 @@ class WeightSlot:
     kept: float = 1.0
     begin: Callable[[], None] | None = None
     end: Callable[[], None] | None = None
-
-
-def weight_bytes(slots: Iterable[WeightSlot]) -> int:
-    """Bytes that the weights take once they are loaded."""
-    return int(sum(slot.target.numel() * slot.target.element_size() * slot.kept for slot in slots))
 
 
 @contextmanager
@@ -75,4 +70,29 @@ class CausalLM(Protocol):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states [rows, hidden_size] to float32 logits [rows, vocab_size] (gathered over ranks)."""
+        ...
+
+
+@runtime_checkable
+class TappedLM(Protocol):
+    """What a :class:`CausalLM` offers beside, where proposers may look inside it."""
+
+    def forward_tapped(
+        self,
+        token_ids: torch.Tensor,
+        batch: StepBatch,
+        plan: Any,
+        caches: Sequence[torch.Tensor],
+        layers: Sequence[int],
+    ) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+        """As ``forward``, and the residual stream behind each of ``layers`` (0 is the first): what the next layer
+        takes in, [tokens, hidden_size], before any norm."""
+        ...
+
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Token ids int64 [tokens] to what the first layer takes in, [tokens, hidden_size]."""
+        ...
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """See :meth:`CausalLM.logits`."""
         ...

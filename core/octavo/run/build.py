@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from octavo.contracts.linear import ignored_weights
-from octavo.contracts.model import CausalLM, weight_bytes
+from octavo.contracts.model import CausalLM
 from octavo.model.parallel import Ranks
 from octavo.model.parts import Parts
 from octavo.ops import build_ops
+from octavo.run.memory import weight_bytes
 
 if TYPE_CHECKING:
     from octavo.assemble import Resolved
@@ -46,7 +47,7 @@ def load_model(resolved: Resolved, parts: Parts, progress: Progress) -> tuple[Ca
     """The model, loaded and finalised, and the bytes its weights take."""
     model = build_model(resolved, parts)
     choice = resolved.choices["loader"]
-    size = weight_bytes(model.slots())
+    size = weight_bytes(model)
     with torch.inference_mode():
         choice.build(resolved.context, choice.options).load(model, resolved.context.model, progress)
         model.finalize()

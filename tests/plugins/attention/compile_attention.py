@@ -29,7 +29,7 @@ from octavo_attention.launch_hopper import hopper_config
 TYPES = {
     "float": ("query", "key", "value", "cache", "out"),
     "*fp32": ("partial", "stats"),
-    "*i32": ("tables", "lengths", "starts", "work", "counters"),
+    "*i32": ("tables", "lengths", "starts", "work", "counters", "runs"),
     "*i64": ("slots",),
     "fp32": ("scale", "soft_cap", "key_scale", "value_scale"),
 }
@@ -102,7 +102,7 @@ def layer(
 def compile_write(
     head_dim: int, dtype: str = "bf16", clean: bool = True, cache: str | None = None
 ) -> dict[str, Any]:
-    constants = {"KV_HEADS": 8, "HEAD_DIM": head_dim, "BLOCK_SIZE": 16, "HEADS": 8, "CLEAN": clean}
+    constants = {"KV_HEADS": 8, "HEAD_DIM": head_dim, "BLOCK_SIZE": 16, "HEADS": 8, "CLEAN": clean, "PDL": True}
     constants["SCALED"] = cache is not None
     constants["DIM"] = triton.next_power_of_2(head_dim)
     return compile_kernel(kv_write_kernel, f"write {head_dim}", dtype, constants, {"num_warps": 4}, {}, cache)
@@ -112,15 +112,14 @@ def compile_decode(
     head_dim: int,
     dtype: str = "bf16",
     queries: int = 1,
-    rows: int = 256,
     cache: str | None = None,
     **more: Any,
 ) -> dict[str, Any]:
     constants = layer(head_dim, **more)
     dim = triton.next_power_of_2(head_dim)
     used = triton.next_power_of_2(queries * constants["GROUP"])
-    config = decode_config(dim, SIZES[cache or dtype], 132, rows=64)
-    constants |= {"QUERIES": queries, "ROWS": rows, "BLOCK_M": max(16, used), "USED": used, "DIM": dim}
+    config = decode_config(dim, SIZES[cache or dtype], 132, rows=256)
+    constants |= {"QUERIES": queries, "PDL": True, "BLOCK_M": max(16, used), "USED": used, "DIM": dim}
     constants |= {"BLOCK_N": config.block_n, "PRECISION": "ieee"}
     options = {"num_warps": config.warps, "num_stages": config.stages}
     label = f"decode {head_dim} queries {queries} {more or ''}".strip()

@@ -111,7 +111,38 @@ def check(case: Case, device: str, dtype: torch.dtype) -> bool:
 def run(device: str, dtype: torch.dtype) -> bool:
     small = dtype == torch.float16  # whose least number is larger than the tiny scales
     good = [check(case, device, dtype) for case in CASES if case.scale > 1e-4 or not small]
-    return all(good)
+    return all(good) and check_table(device, dtype)
+
+
+def check_table(device: str, dtype: torch.dtype) -> bool:
+    """Weights out of tables, and a sparse matrix beside them."""
+    from octavo_quant.grouped.launch import Tile, add_sparse, dequantise_rows, product
+    from octavo_quant.grouped.weights import pack_table
+
+    generator = torch.Generator().manual_seed(3)
+    good = True
+    for bits, tokens, swap in ((4, 1, False), (3, 18, True)):
+        codes = torch.randint(0, 2**bits, (20, 160), generator=generator, dtype=torch.uint8)
+        table = torch.randn(20, 2**bits, generator=generator).to(dtype)
+        x = torch.randn(tokens, 160, generator=generator).to(device, dtype)
+        made = pack_table(codes.to(device), table.to(device), bits=bits, dtype=dtype)
+        few = torch.randn(20, 160, generator=generator) * (torch.rand(20, 160, generator=generator) < 0.05)
+        few[3] = torch.randn(160, generator=generator)
+        sparse = few.to_sparse_csr()
+        tile = Tile(block_m=16, block_n=16, programs=8, warps=4, stages=2, swap=swap)
+        out = product(x, made, None, tile)
+        parts = (sparse.crow_indices().int(), sparse.col_indices().int(), sparse.values())
+        add_sparse(x, *(part.to(device) for part in parts), out)
+        weight = table.double().gather(1, codes.long())
+        wanted = x.double().cpu() @ (weight + few.double()).T
+        error = float((out.double().cpu() - wanted).norm() / wanted.norm())
+        whole = torch.empty(20, 160, dtype=dtype, device=device)
+        dequantise_rows(made, 0, whole)
+        same = torch.equal(whole.double().cpu(), weight)
+        fine = same and error < {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype]
+        print(f"{'ok  ' if fine else 'FAIL'} {error:.1e} table of {bits} bits")
+        good &= fine
+    return good
 
 
 if __name__ == "__main__":

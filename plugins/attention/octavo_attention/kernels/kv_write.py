@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit(do_not_specialize=["tokens", "decodes"])
@@ -28,9 +29,13 @@ def kv_write_kernel(
     DIM: tl.constexpr,
     CLEAN: tl.constexpr,
     SCALED: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     # One program a token: it moves KV_HEADS * HEAD_DIM numbers twice, a few vectors for each thread.
     token = tl.program_id(0).to(tl.int64)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
     slot = tl.load(slots + token)
     if slot < 0:  # a padding token of a captured batch
         return

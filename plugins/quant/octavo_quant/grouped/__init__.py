@@ -2,7 +2,14 @@
 
 from octavo_quant.grouped.linear import grouped_linear
 from octavo_quant.grouped.merged import merged_linear, pack_merged
-from octavo_quant.grouped.weights import GroupedWeights, dense_grouped, dequantise, pack_grouped, unpack_grouped
+from octavo_quant.grouped.weights import (
+    GroupedWeights,
+    dense_grouped,
+    dequantise,
+    pack_grouped,
+    pack_table,
+    unpack_grouped,
+)
 
 __all__ = [
     "GroupedWeights",
@@ -12,5 +19,6 @@ __all__ = [
     "merged_linear",
     "pack_grouped",
     "pack_merged",
+    "pack_table",
     "unpack_grouped",
 ]

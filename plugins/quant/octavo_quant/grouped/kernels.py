@@ -71,10 +71,15 @@ def _zero_of(meta, BITS: tl.constexpr, ZERO: tl.constexpr):
 
 
 @triton.jit
+def _code(words, index: tl.constexpr, FIELD: tl.constexpr):
+    """Codes of one field of all words."""
+    return (words >> (index * FIELD)) & ((1 << FIELD) - 1)
+
+
+@triton.jit
 def _field(words, index: tl.constexpr, FIELD: tl.constexpr):
-    """Codes of one field of all words, in float32, plus 2 ** 23."""
-    code = (words >> (index * FIELD)) & ((1 << FIELD) - 1)
-    return (code | 0x4B000000).to(tl.float32, bitcast=True)
+    """The same in float32, plus 2 ** 23."""
+    return (_code(words, index, FIELD) | 0x4B000000).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -157,6 +162,7 @@ def product_kernel(
     x_ptr,
     words_ptr,
     meta_ptr,
+    table_ptr,
     bias_ptr,
     perm_ptr,
     out_ptr,
@@ -189,9 +195,9 @@ def product_kernel(
     """One tile of ``out`` over ``span`` units of input channels.
 
     ``SEGMENT`` channels of a unit share a scale. Codes less whole zero points are exact in 16 bits: these are
-    summed before they are scaled. ``FAST``: eight codes of a word are unpacked at once. Where the channels are
-    ``SPLIT`` among programs, each leaves its float32 sums in ``partial``, and the last to arrive adds them up, in
-    order: the same inputs give the same bits.
+    summed before they are scaled. ``ZERO`` 3: codes are places in a table of each output. ``FAST``: eight codes of
+    a word are unpacked at once. Where the channels are ``SPLIT`` among programs, each leaves its float32 sums in
+    ``partial``, and the last to arrive adds them up, in order: the same inputs give the same bits.
     """
     tile_n, split, tile_m = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     UNIT: tl.constexpr = 16 * (32 // FIELD)
@@ -209,12 +215,13 @@ def product_kernel(
     for unit in tl.range(first, tl.minimum(first + span, units), num_stages=STAGES):
         words = tl.load(words_at + unit * outputs * 16, mask=valid[:, None], other=0)
         for segment in tl.static_range(UNIT // SEGMENT):
-            group = (unit * UNIT + segment * SEGMENT) // GROUP
-            if not EVEN:
-                group = tl.minimum(group, width // GROUP - 1)
-            meta = tl.load(meta_ptr + group * outputs + columns, mask=valid, other=0)
-            scale = _scale_of(meta, WIDE)
-            zero = _zero_of(meta, BITS, ZERO)
+            if ZERO != 3:
+                group = (unit * UNIT + segment * SEGMENT) // GROUP
+                if not EVEN:
+                    group = tl.minimum(group, width // GROUP - 1)
+                meta = tl.load(meta_ptr + group * outputs + columns, mask=valid, other=0)
+                scale = _scale_of(meta, WIDE)
+                zero = _zero_of(meta, BITS, ZERO)
             total = tl.zeros(acc.shape, dtype=tl.float32)
             if FAST:
                 parts = _unpack_fast(words, zero[:, None], x_ptr.dtype.element_ty == tl.bfloat16)
@@ -225,13 +232,17 @@ def product_kernel(
                 for field in tl.static_range(FIELDS):
                     channels = unit * UNIT + (segment * FIELDS + field) * 16 + inner
                     x = _load_x(x_ptr, perm_ptr, rows, channels, tokens, width, x_stride, PERMUTED, EVEN)
-                    weight = _field(words, segment * FIELDS + field, FIELD)
+                    if ZERO == 3:
+                        at = _code(words, segment * FIELDS + field, FIELD) + columns[:, None] * (1 << BITS)
+                        weight = tl.load(table_ptr + at, mask=valid[:, None], other=0.0)
+                    else:
+                        weight = _field(words, segment * FIELDS + field, FIELD)
                     if ZERO == 2:  # 2 ** 23 plus a real zero point would be rounded
                         weight = ((weight - _MAGIC) - zero[:, None]) * scale[:, None]
-                    else:
+                    elif ZERO != 3:
                         weight -= (zero + _MAGIC)[:, None]
                     total = _multiply(x, weight.to(x.dtype), total, SWAP)
-            if ZERO == 2:
+            if ZERO >= 2:
                 acc += total
             elif SWAP:
                 acc += total * scale[:, None]
@@ -260,6 +271,7 @@ def product_kernel(
 def dequantise_kernel(
     words_ptr,
     meta_ptr,
+    table_ptr,
     out_ptr,
     first,
     rows,
@@ -287,10 +299,47 @@ def dequantise_kernel(
     for field in tl.static_range(32 // FIELD):
         channel = unit * UNIT + field * 16
         if channel < width:
-            meta = tl.load(meta_ptr + (channel // GROUP) * outputs + column, mask=valid, other=0)
-            scale = _scale_of(meta, WIDE)
-            value = (_field(words, field, FIELD) - _MAGIC) - _zero_of(meta, BITS, ZERO)[:, None]
+            if ZERO == 3:
+                place = _code(words, field, FIELD) + column[:, None] * (1 << BITS)
+                value = tl.load(table_ptr + place, mask=valid[:, None], other=0.0)
+            else:
+                meta = tl.load(meta_ptr + (channel // GROUP) * outputs + column, mask=valid, other=0)
+                value = (_field(words, field, FIELD) - _MAGIC) - _zero_of(meta, BITS, ZERO)[:, None]
+                value = value * _scale_of(meta, WIDE)[:, None]
             channels = channel + inner
             at = out_ptr + row.to(tl.int64)[:, None] * width + channels[None, :]
             inside = valid[:, None] & (channels < width)[None, :]
-            tl.store(at, (value * scale[:, None]).to(out_ptr.dtype.element_ty), mask=inside)
+            tl.store(at, value.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def add_sparse_kernel(
+    x_ptr,
+    starts_ptr,
+    columns_ptr,
+    values_ptr,
+    out_ptr,
+    tokens,
+    x_stride,
+    out_stride,
+    BLOCK_M: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Add the product with one row of a sparse matrix to ``out`` [tokens, rows], for some tokens."""
+    row = tl.program_id(0)
+    token = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = token < tokens
+    begin, end = tl.load(starts_ptr + row), tl.load(starts_ptr + row + 1)
+    if begin < end:
+        total = tl.zeros((BLOCK_M,), dtype=tl.float32)
+        for first in range(begin, end, BLOCK):
+            place = first + tl.arange(0, BLOCK)
+            valid = place < end
+            column = tl.load(columns_ptr + place, mask=valid, other=0)
+            value = tl.load(values_ptr + place, mask=valid, other=0.0)
+            at = x_ptr + token[:, None].to(tl.int64) * x_stride + column[None, :]
+            x = tl.load(at, mask=inside[:, None] & valid[None, :], other=0.0)
+            total += tl.sum(x.to(tl.float32) * value[None, :], 1)
+        target = out_ptr + token.to(tl.int64) * out_stride + row
+        before = tl.load(target, mask=inside, other=0.0)
+        tl.store(target, (before.to(tl.float32) + total).to(before.dtype), mask=inside)

@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from octavo_quant.grouped.kernels import dequantise_kernel, product_kernel
+from octavo_quant.grouped.kernels import add_sparse_kernel, dequantise_kernel, product_kernel
 from octavo_quant.grouped.packing import unit_size
 from octavo_quant.grouped.weights import REAL_ZERO, GroupedWeights
 
@@ -125,7 +125,6 @@ def splits_for(tile: Tile, tokens: int, outputs: int, units: int) -> tuple[int, 
 def product(x: Tensor, weights: GroupedWeights, bias: Tensor | None, tile: Tile) -> Tensor:
     """``x`` [tokens, in] by packed ``weights`` in one launch."""
     assert weights.words is not None
-    assert weights.meta is not None
     tokens, width = x.shape
     outputs, units = weights.out_features, weights.words.shape[0]
     out = torch.empty((tokens, outputs), dtype=x.dtype, device=x.device)
@@ -137,11 +136,12 @@ def product(x: Tensor, weights: GroupedWeights, bias: Tensor | None, tile: Tile)
     shared = scratch(x.device)
     partial = shared.partial(math.prod(grid) * tile.block_m * tile.block_n) if splits > 1 else out
     counter = shared.counter() if splits > 1 else out
-    fast = x.is_cuda and weights.field == 4 and weights.zero != REAL_ZERO and x.dtype.itemsize == 2
+    fast = x.is_cuda and weights.field == 4 and weights.zero < REAL_ZERO and x.dtype.itemsize == 2
     product_kernel[grid](
         x,
         weights.words,
-        weights.meta,
+        weights.words if weights.meta is None else weights.meta,
+        out if weights.table is None else weights.table,
         out if bias is None else bias,
         out if weights.permutation is None else weights.permutation,
         out,
@@ -178,11 +178,11 @@ def product(x: Tensor, weights: GroupedWeights, bias: Tensor | None, tile: Tile)
 def dequantise_rows(weights: GroupedWeights, first: int, out: Tensor) -> None:
     """Rows from ``first`` on of the weight, in the packed order of columns, into ``out`` [rows, in]."""
     assert weights.words is not None
-    assert weights.meta is not None
     units, outputs = weights.words.shape[:2]
     dequantise_kernel[(units, triton.cdiv(out.shape[0], _DEQUANTISE_ROWS))](
         weights.words,
-        weights.meta,
+        weights.words if weights.meta is None else weights.meta,
+        out if weights.table is None else weights.table,
         out,
         first,
         out.shape[0],
@@ -229,3 +229,25 @@ def packed_linear(x: Tensor, weights: GroupedWeights, bias: Tensor | None) -> Te
     if tile is not None:
         return product(x, weights, bias, tile)
     return dequantised_product(x, weights, bias, tiles.dequantise_elements)
+
+
+def add_sparse(x: Tensor, starts: Tensor, columns: Tensor, values: Tensor, out: Tensor) -> None:
+    """Add to ``out`` [tokens, rows] the product of ``x`` [tokens, in] with a matrix of few entries, by rows:
+    ``starts`` int32 [rows + 1], ``columns`` int32 and ``values`` float32 [entries]."""
+    tokens = x.shape[0]
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    block_m = 1 if tokens == 1 else 16
+    if tokens:
+        add_sparse_kernel[(out.shape[1], triton.cdiv(tokens, block_m))](
+            x,
+            starts,
+            columns,
+            values,
+            out,
+            tokens,
+            x.stride(0),
+            out.stride(0),
+            BLOCK_M=block_m,
+            BLOCK=64,
+            num_warps=1 if tokens == 1 else 4,
+        )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from octavo_quant.grouped.packing import CONTAINERS, WORDS, pack_codes, unit_size, unpack_codes
 
-NO_ZERO, WHOLE_ZERO, REAL_ZERO = 0, 1, 2
+NO_ZERO, WHOLE_ZERO, REAL_ZERO, TABLE = 0, 1, 2, 3
 _SMALLEST_HALF = 2.0**-14
 
 
@@ -26,7 +26,8 @@ class GroupedWeights:
     On a GPU ``words`` int32 [units, out, 16] holds the codes (see :mod:`octavo_quant.grouped.packing`) and ``meta``
     int32 [groups, out] scale and zero point, 16 bits each: the scale as float16 (bfloat16 where ``wide_scale``) in
     the low half, the zero point as float16 in the high half. ``zero`` says whether zero points are the middle code
-    (``NO_ZERO``), whole numbers or real ones. Where the kernels can't take the shape, and on a CPU, ``dense`` holds
+    (``NO_ZERO``), whole numbers or real ones. With ``TABLE`` a code is a place in its output's row of ``table``
+    [out, 2 ** bits] instead. Where the kernels can't take the shape, and on a CPU, ``dense`` holds
     the dequantised weight [out, in] instead: on a CPU nothing in torch beats the float32 product at all batch
     sizes.
     ``permutation`` int32 [in]: column ``j`` belongs to input ``permutation[j]``.
@@ -39,6 +40,7 @@ class GroupedWeights:
     dtype: torch.dtype
     words: Tensor | None = None
     meta: Tensor | None = None
+    table: Tensor | None = None
     zero: int = NO_ZERO
     wide_scale: bool = False
     permutation: Tensor | None = None
@@ -121,6 +123,22 @@ def pack_for_kernels(
     )
 
 
+def pack_table(codes: Tensor, table: Tensor, *, bits: int, dtype: torch.dtype) -> GroupedWeights:
+    """Weights out of a table: ``codes`` uint8 [out, in] into ``table`` [out, 2 ** bits] (SqueezeLLM,
+    arXiv 2306.07629). Packed on any device; on a CPU take ``table.gather(1, codes)``."""
+    rows, width = codes.shape
+    return GroupedWeights(
+        out_features=rows,
+        in_features=width,
+        bits=bits,
+        group_size=width,
+        dtype=dtype,
+        words=pack_codes(codes, CONTAINERS[bits]),
+        table=table.to(dtype).contiguous(),
+        zero=TABLE,
+    )
+
+
 def fits_kernels(width: int, group: int, bits: int) -> bool:
     """Whether the kernels can take such groups: each step of 16 channels needs one scale."""
     return bits in CONTAINERS and math.gcd(group, unit_size(CONTAINERS[bits])) % WORDS == 0 and width % group == 0
@@ -145,11 +163,14 @@ def dequantise(codes: Tensor, scales: Tensor, zeros: Tensor | None, bits: int, g
 
 def unpack_grouped(weights: GroupedWeights) -> Tensor:
     """The dequantised weight [out, in] in float32, its columns in the order of the layer's inputs."""
-    if weights.words is None or weights.meta is None:
+    if weights.words is None:
         assert weights.dense is not None
         dense = weights.dense.to_dense() if weights.dense.layout != torch.strided else weights.dense
         return dense.float()
     codes = unpack_codes(weights.words, weights.field, weights.in_features)
+    if weights.table is not None:
+        return weights.table.float().gather(1, codes.long())
+    assert weights.meta is not None
     scale, zero = unpack_meta(weights.meta, weights.wide_scale)
     zeros = None if weights.zero == NO_ZERO else zero.T
     values = dequantise(codes, scale.T, zeros, weights.bits, weights.group_size)

@@ -1,1 +1,1 @@
-"""Checkpoints with integer weights and 16-bit activations: GPTQ, AWQ, auto-round; and INT4 made while loading."""
+"""Weights of a few bits, 16-bit activations: GPTQ, AWQ, auto-round, SqueezeLLM, GGUF, INT4 made while loading."""

@@ -1,4 +1,4 @@
-"""Plugin `integer`: checkpoints with integer weights (GPTQ, AWQ, auto-round), and INT4 made while loading."""
+"""Plugin `integer`: weights of a few bits, 16-bit activations: GPTQ, AWQ, auto-round, SqueezeLLM, GGUF, INT4."""
 
 from __future__ import annotations
 
@@ -57,6 +57,16 @@ def _build(ctx: Context, _: NoOptions) -> Any:
     return IntegerScheme(Stored(ctx.model), read_settings(ctx.model))
 
 
+def _is_squeezellm(profile: ModelProfile) -> bool:
+    return _method(profile) == "squeezellm"
+
+
+def _build_squeezellm(ctx: Context, _: NoOptions) -> Any:
+    from octavo_quant.integer.squeezellm import squeezellm_scheme
+
+    return squeezellm_scheme(ctx)
+
+
 def _is_gguf(profile: ModelProfile) -> bool:
     return profile.format == "gguf"
 
@@ -96,6 +106,13 @@ def octavo_quantizations() -> Iterable[QuantizationRecord]:
         ("auto-round", "auto-round's checkpoints of integers, packed as for GPTQ or AWQ.", _is_auto_round),
     ):
         yield QuantizationRecord(name=name, summary=summary, detect=detect, remark=_remark, build=_build)
+    yield QuantizationRecord(
+        name="squeezellm",
+        summary="SqueezeLLM checkpoints: tables of 3 and 4 bits, with or without a sparse part.",
+        detect=_is_squeezellm,
+        remark=_remark,
+        build=_build_squeezellm,
+    )
     yield QuantizationRecord(
         name="int4",
         summary="INT4 weights in groups, made of 16-bit ones while loading.",
