@@ -164,7 +164,19 @@ class PolicyRecord(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProposerRecord(Record):
-    """``build`` returns a :class:`octavo.contracts.proposer.Proposer`. Used only where the configuration asks."""
+    """``build`` returns a :class:`octavo.contracts.proposer.Proposer`. Used only where the configuration asks.
+
+    With ``on_device``, ``build(ctx, options, kit)`` is called in the executor, with a
+    :class:`octavo.contracts.proposer.DraftKit`, and returns a :class:`octavo.contracts.proposer.DeviceProposer`.
+    """
+
+    on_device: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StructuredOutputRecord(Record):
+    """``build(ctx, options, vocabulary)`` returns a :class:`octavo.contracts.structured.StructuredBackend`. Called
+    in a thread when the first request asks for it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

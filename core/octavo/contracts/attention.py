@@ -55,6 +55,9 @@ class AttentionBackend(Protocol):
     block_axis: int
     """Which axis of a cache tensor counts blocks."""
 
+    # A backend whose record is ``graph_safe`` may have ``graph_queries: int`` (default 1): steps in which every row
+    # brings the same number of queries, up to this, can be captured as steps of single queries can.
+
     def kv_shape(self, spec: AttentionSpec, num_blocks: int) -> tuple[int, ...]:
         """Shape of one layer's cache tensor, both keys and values; the backend chooses the layout."""
         ...

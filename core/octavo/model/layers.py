@@ -9,9 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from octavo.contracts.linear import LinearSpec, ParamSpec
+from octavo.contracts.lora import LoraPart, LoraSite
 from octavo.contracts.model import WeightSlot
+from octavo.model.linear import weight_columns
 from octavo.model.parallel import shard_slice
 from octavo.model.parts import Parts
+from octavo.model.unquantized import Unquantized
 
 
 class RMSNorm:
@@ -42,14 +45,30 @@ class Embedding:
         self._shard = shard_slice(vocab_size, parts.ranks.size, parts.ranks.rank)
         rows = -(-vocab_size // parts.ranks.size)
         self.weight = torch.zeros(rows, size, dtype=parts.dtype, device=parts.device)
+        self._lora = parts.lora.attach(self._lora_site(size)) if parts.lora else None
 
     def __call__(self, token_ids: Tensor) -> Tensor:
         if self._ranks.size == 1:
-            return F.embedding(token_ids, self.weight)
-        local = token_ids - self._shard.start
-        outside = (local < 0) | (token_ids >= self._shard.stop)
-        rows = F.embedding(local.masked_fill(outside, 0), self.weight).masked_fill_(outside.unsqueeze(-1), 0)
+            rows = F.embedding(token_ids, self.weight)
+        else:
+            local = token_ids - self._shard.start
+            outside = (local < 0) | (token_ids >= self._shard.stop)
+            rows = F.embedding(local.masked_fill(outside, 0), self.weight).masked_fill_(outside.unsqueeze(-1), 0)
+        if self._lora is not None:
+            self._lora(token_ids, rows)
         return self._ranks.all_reduce(rows)
+
+    def _lora_site(self, size: int) -> LoraSite:
+        return LoraSite(
+            parts=(LoraPart(module=self.name, out_features=size, out_shard=slice(0, size), offset=0),),
+            in_features=self.vocab_size,
+            in_shard=self._shard,
+            adds_bias=self._ranks.rank == 0,
+            dtype=self.weight.dtype,
+            device=self.weight.device,
+            columns=lambda start, stop: self.weight[start:stop],
+            kind="embedding",
+        )
 
     def slots(self) -> list[WeightSlot]:
         return [vocab_slot(f"{self.name}.weight", self.weight, self.vocab_size, self._shard)]
@@ -74,10 +93,29 @@ class LMHead:
         self.raw = {} if tied else {key: self._empty(param) for key, param in self.params.items()}
         self.weights: Any = None
         self._slots: list[WeightSlot] = []
+        self._lora = parts.lora.attach(self._lora_site()) if parts.lora else None
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        logits = self._ranks.gather_last(self.method.apply(self.weights, hidden, None))
-        return logits[:, : self._vocab_size].float()
+        if self._lora is None and isinstance(self.method, Unquantized):
+            logits = self.method.apply(self.weights, hidden, None, torch.float32)
+        else:
+            logits = self.method.apply(self.weights, hidden, None)
+        if self._lora is not None:
+            self._lora(hidden, logits)
+        return self._ranks.gather_last(logits)[:, : self._vocab_size].float()
+
+    def _lora_site(self) -> LoraSite:
+        part = LoraPart(module=self.spec.name, out_features=self._vocab_size, out_shard=self._shard, offset=0)
+        return LoraSite(
+            parts=(part,),
+            in_features=self.spec.in_features,
+            in_shard=slice(0, self.spec.in_features),
+            adds_bias=True,
+            dtype=self.spec.dtype,
+            device=self.spec.device,
+            columns=lambda start, stop: weight_columns(self.spec, self.method, self.weights, start, stop),
+            kind="head",
+        )
 
     def slots(self) -> list[WeightSlot]:
         if not self._slots:
@@ -113,6 +151,7 @@ class LMHead:
             target=target,
             optional=param.optional,
             exact=not param.convert,
+            kept=param.kept,
         )
 
     def _empty(self, param: ParamSpec) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from octavo.contracts.linear import LinearSpec, ParamSpec
+from octavo.contracts.linear import LinearMethod, LinearSpec, ParamSpec
 from octavo.contracts.lora import LoraPart, LoraSite
 from octavo.contracts.model import WeightSlot
 from octavo.model.parallel import shard_slice
@@ -55,6 +55,7 @@ class Linear:
             device=parts.device,
             modules=tuple(part.module for part in self._modules),
             full_in=in_features,
+            in_begin=local_in * ranks.rank if division == "row" else 0,
         )
         self.method = parts.method_for(self.spec)
         self.params = dict(self.method.params(self.spec))
@@ -139,6 +140,7 @@ class Linear:
             adds_bias=not row or ranks.rank == 0,
             dtype=self.spec.dtype,
             device=self.spec.device,
+            columns=lambda start, stop: weight_columns(self.spec, self.method, self.weights, start, stop),
         )
 
     def _local_out(self, part: Part) -> int:
@@ -168,6 +170,7 @@ class Linear:
             target=target,
             optional=param.optional,
             exact=not param.convert,
+            kept=param.kept,
         )
         if param.transient:
             self._transient.append((slot, index, name))
@@ -205,6 +208,14 @@ class Linear:
             return full, slice(0, full)
         index = self._parts.ranks.rank // part.copies
         return full, slice(index * local, (index + 1) * local)
+
+
+def weight_columns(spec: LinearSpec, method: LinearMethod, weights: Any, start: int, stop: int) -> Tensor:
+    """The weight for inputs ``start`` to ``stop``, [stop - start, outputs], whatever form it is stored in: what the
+    layer answers where one input is 1 and all others are 0."""
+    x = torch.zeros(stop - start, spec.in_features, dtype=spec.dtype, device=spec.device)
+    x.diagonal(start).fill_(1)
+    return method.apply(weights, x, None)
 
 
 def _packed(features: int, pack: tuple[int, int]) -> int:

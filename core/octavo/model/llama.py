@@ -152,11 +152,27 @@ class LlamaForCausalLM:
             self.ignored_weights = (*self.ignored_weights, r"lm_head\.weight")
 
     def forward(self, token_ids: Tensor, batch: StepBatch, plan: Any, caches: Sequence[Tensor]) -> Tensor:
+        return self.forward_tapped(token_ids, batch, plan, caches, ())[0]
+
+    def forward_tapped(
+        self,
+        token_ids: Tensor,
+        batch: StepBatch,
+        plan: Any,
+        caches: Sequence[Tensor],
+        layers: Sequence[int],
+    ) -> tuple[Tensor, Sequence[Tensor]]:
         x, residual = self._embed(token_ids), None
         rope = self._rope(batch.positions)
-        for layer, cache in zip(self._layers, caches, strict=True):
+        tapped = {}
+        for index, (layer, cache) in enumerate(zip(self._layers, caches, strict=True)):
             x, residual = layer(x, residual, rope, plan, cache)
-        return self._norm(x, residual)
+            if index in layers:
+                tapped[index] = x + residual
+        return self._norm(x, residual), [tapped[layer] for layer in layers]
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        return self._embed(token_ids)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self._head(hidden)

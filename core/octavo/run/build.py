@@ -11,6 +11,7 @@ from octavo.contracts.model import CausalLM
 from octavo.model.parallel import Ranks
 from octavo.model.parts import Parts
 from octavo.ops import build_ops
+from octavo.run.memory import weight_bytes
 
 if TYPE_CHECKING:
     from octavo.assemble import Resolved
@@ -43,10 +44,10 @@ def build_model(resolved: Resolved, parts: Parts) -> CausalLM:
 
 
 def load_model(resolved: Resolved, parts: Parts, progress: Progress) -> tuple[CausalLM, int]:
-    """The model, loaded and finalised, and the bytes its weights took while loading."""
+    """The model, loaded and finalised, and the bytes its weights take."""
     model = build_model(resolved, parts)
     choice = resolved.choices["loader"]
-    size = sum(slot.target.numel() * slot.target.element_size() for slot in model.slots())
+    size = weight_bytes(model)
     with torch.inference_mode():
         choice.build(resolved.context, choice.options).load(model, resolved.context.model, progress)
         model.finalize()

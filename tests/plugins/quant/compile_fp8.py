@@ -8,7 +8,7 @@ from typing import Any
 
 from hopper import compile_for_hopper
 
-from octavo_quant.fp8.kernels import scaled_product_kernel, quantise_groups_kernel, quantise_rows_kernel
+from octavo_quant.fp8.kernels import quantise_groups_kernel, quantise_rows_kernel, scaled_product_kernel
 from octavo_quant.fp8.launch import tile_for
 
 FLOATS = dict.fromkeys(("scales", "fixed", "weight_scales", "x_scales", "x_zeros", "sums", "partial"), "*fp32")

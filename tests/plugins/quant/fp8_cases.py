@@ -5,11 +5,19 @@ python fp8_cases.py DEVICE DTYPE        # prints one line a case; exits 1 where 
 
 from __future__ import annotations
 
+import runpy
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+KIT = runpy.run_path(str(Path(__file__).with_name("checkpoints.py")))
+WRITE = runpy.run_path(str(Path(__file__).with_name("eight_bit_writers.py")))
+MODELS = ("fp8 tensor, static", "fp8 blocks", "ct fp8 channel, token", "ct fp8 weights only", "ct w8a8, static")
 E4M3 = torch.float8_e4m3fn
 
 
@@ -77,6 +85,63 @@ def check_products(device: str, dtype: torch.dtype, shapes: tuple[tuple[int, int
     return good
 
 
+def check_int8(device: str, dtype: torch.dtype, shapes: tuple[tuple[int, int, int], ...]) -> bool:
+    from octavo_quant.fp8 import launch as product
+    from octavo_quant.w8a8 import launch, reference
+
+    good = True
+    for tokens, outputs, size in shapes:
+        x = (torch.randn(tokens, size, device=device) + 0.5).to(dtype)
+        weight = torch.randint(-127, 128, (outputs, size), device=device, dtype=torch.int8)
+        scales = torch.rand(outputs, device=device) * 0.01 + 0.001
+        fixed = torch.tensor([0.03], device=device), torch.tensor([-9.0], device=device)
+        for how in ((None, True), (None, False), (fixed, False)):
+            found = launch.quantise(x, *how)
+            expected = reference.quantise_fixed(x, *how[0]) if how[0] else reference.quantise_rows(x, how[1])
+            good &= close(f"int8 {tokens}x{size}: scales", found[1], expected[1], 1e-6)
+            difference = (found[0].int() - expected[0].int()).abs()
+            good &= int(difference.max()) <= 1 if tokens else True
+            good &= float(difference.float().mean()) < 0.01 if tokens else True
+            codes, by_token, zeros = found
+            sums = weight.sum(1, dtype=torch.int32).float()
+            bias = torch.randn(outputs, device=device).to(dtype)
+            answer = product.matmul(codes, by_token, weight, scales, bias, dtype, x_zeros=zeros, sums=sums)
+            real = (codes.double() - zeros.double().unsqueeze(1)) * by_token.double().unsqueeze(1)
+            wanted = real @ (weight.double() * scales.double().unsqueeze(1)).T + bias.double()
+            good &= close("product", answer, wanted, {torch.float32: 1e-6, torch.float16: 6e-4}.get(dtype, 5e-3))
+    return good
+
+
+def check_models(device: str) -> bool:
+    """Layers as the schemes make them for a GPU, merged ones too, in whole models."""
+    good = True
+    for name, writer in WRITE["WRITERS"].items():
+        if name not in MODELS:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder)
+            truth = KIT["make"](path, writer.quantise, writer.config, layers=1)
+            ids = [1, 5, 99, 200, 7]
+            wanted = KIT["expected"](path, truth, ids)
+            with native_schemes():
+                good &= close(name, KIT["logits"](path, ids), wanted, writer.activation_error)
+    return good
+
+
+@contextmanager
+def native_schemes() -> Iterator[None]:
+    """On a CPU the interpreter stands in for the GPU that the schemes look for, but for its way of rounding."""
+    from octavo_quant.fp8 import launch, reference, scheme
+
+    asked = scheme.runs_fp8, scheme.runs_kernels, launch.quantise_rows, launch.quantise_groups
+    scheme.runs_fp8 = scheme.runs_kernels = lambda ctx: True
+    launch.quantise_rows, launch.quantise_groups = reference.quantise_rows, reference.quantise_groups
+    try:
+        yield
+    finally:
+        scheme.runs_fp8, scheme.runs_kernels, launch.quantise_rows, launch.quantise_groups = asked
+
+
 def run(device: str, dtype: torch.dtype) -> bool:
     torch.manual_seed(0)
     shapes: tuple[tuple[int, int, int], ...] = (
@@ -88,7 +153,8 @@ def run(device: str, dtype: torch.dtype) -> bool:
     )
     if device != "cpu":
         shapes += ((1, 4096, 4096), (40, 6144, 4096), (64, 4096, 14336), (300, 1040, 2064))
-    return check_quantise(device, dtype) & check_products(device, dtype, shapes)
+    good = check_quantise(device, dtype) & check_products(device, dtype, shapes) & check_int8(device, dtype, shapes)
+    return good & check_models(device) if device == "cpu" and dtype == torch.float32 else good
 
 
 if __name__ == "__main__":

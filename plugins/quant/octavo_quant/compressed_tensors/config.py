@@ -49,7 +49,7 @@ class Layout:
     ignore: tuple[str, ...]
 
     def group_of(self, module: str) -> Group | None:
-        """The group of a linear layer, or ``None`` where it is not quantised. A name counts for more than a class."""
+        """The group of a linear layer, or ``None`` where it is not quantised. A name goes before a class."""
         if any(_named(pattern, module) for pattern in self.ignore):
             return None
         for group in self.groups:

@@ -113,12 +113,12 @@ def scaled_product_kernel(
     acc = tl.zeros([BLOCK_N, BLOCK_T], tl.int32 if WHOLE else tl.float32)
     for begin in range(lo, hi, BLOCK_K):
         if EVEN:
-            w = tl.load(rows + begin, mask=n_in[:, None], other=0)
-            v = tl.load(columns + begin, mask=t_in[None, :], other=0)
+            w = tl.load(rows + begin, mask=n_in[:, None], other=0.0)
+            v = tl.load(columns + begin, mask=t_in[None, :], other=0.0)
         else:
             k_in = begin + k < size
-            w = tl.load(rows + begin, mask=n_in[:, None] & k_in[None, :], other=0)
-            v = tl.load(columns + begin, mask=t_in[None, :] & k_in[:, None], other=0)
+            w = tl.load(rows + begin, mask=n_in[:, None] & k_in[None, :], other=0.0)
+            v = tl.load(columns + begin, mask=t_in[None, :] & k_in[:, None], other=0.0)
         if WIDE:
             w = w.to(v.dtype)
         if BLOCKED:

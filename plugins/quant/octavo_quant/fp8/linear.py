@@ -12,6 +12,7 @@ from torch import Tensor
 from octavo.contracts.linear import LinearSpec, ParamSpec
 from octavo_quant.fp8.format import Fp8Format
 from octavo_quant.fp8.reference import quantise_weight
+from octavo_quant.scratch import reserve
 
 Activations = Literal["fp8", "16-bit"]
 FEW = 64
@@ -46,6 +47,7 @@ class Fp8Linear:
         return self.form.params(spec)
 
     def finalize(self, spec: LinearSpec, raw: dict[str, Tensor]) -> Fp8Weights:
+        reserve(spec.device)
         if self.form.block is not None:
             return Fp8Weights(raw["weight"], self.form.block_scales(spec, raw).contiguous())
         fixed = raw["input_scale"].float().max().reshape(1) if self.form.static else None
@@ -69,6 +71,7 @@ class OnlineFp8Linear:
         return full_weight(spec)
 
     def finalize(self, spec: LinearSpec, raw: dict[str, Tensor]) -> Fp8Weights:
+        reserve(spec.device)
         parts = spec.out_parts if self.scales == "tensor" else None
         return Fp8Weights(*quantise_weight(raw["weight"], parts))
 
@@ -78,7 +81,7 @@ class OnlineFp8Linear:
 
 @dataclass(frozen=True, slots=True)
 class OnlineFp8Format:
-    """A :class:`octavo_quant.expanded.Format`: what FP8 would make of 16-bit weights, where nothing computes in it."""
+    """A :class:`octavo_quant.expanded.Format`: what FP8 makes of 16-bit weights, where nothing computes in it."""
 
     scales: Literal["tensor", "channel"] = "channel"
 
@@ -93,7 +96,8 @@ class OnlineFp8Format:
 def full_weight(spec: LinearSpec) -> dict[str, ParamSpec]:
     """The weight of an unquantised checkpoint, gone as soon as its layer is quantised."""
     shape = (spec.out_features, spec.in_features)
-    return {"weight": ParamSpec(shape=shape, dtype=spec.dtype, out_axis=0, in_axis=1, transient=True)}
+    kept = 1 / spec.dtype.itemsize
+    return {"weight": ParamSpec(shape=shape, dtype=spec.dtype, out_axis=0, in_axis=1, transient=True, kept=kept)}
 
 
 def multiply(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from octavo.config.schema import Section
+from octavo.errors import ConfigError
 from octavo.hookspecs import hookimpl
 from octavo.records import Context, ModelProfile, QuantizationRecord
 
@@ -51,7 +52,10 @@ def _build(ctx: Context, options: Fp8Options) -> Any:
     from octavo_quant.skips import skipper
 
     if ctx.model.quantization is not None:
-        return checkpoint_scheme(ctx, ctx.model.quantization, [each for each in options.skip if each != "lm_head"])
+        if "weights" in options.model_fields_set:
+            raise ConfigError("is decided by the checkpoint, which is FP8 already.", "quantization.options.weights")
+        skip = options.skip if "skip" in options.model_fields_set else []
+        return checkpoint_scheme(ctx, ctx.model.quantization, skip, options.activations == "none")
     wide = options.activations == "none" or not runs_fp8(ctx)
     method = OnlineFp8Linear(
         "tensor" if options.weights == "per_tensor" else "channel", "16-bit" if wide else "fp8"

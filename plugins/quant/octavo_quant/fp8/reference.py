@@ -36,11 +36,11 @@ def quantise_groups(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
 
 
 def quantise_weight(weight: Tensor, parts: tuple[int, ...] | None) -> tuple[Tensor, Tensor]:
-    """A weight [out, in] to e4m3 and float32 scales [out]: one for each of ``parts`` outputs, else one an output."""
+    """A weight [out, in] to e4m3 and float32 scales [out]: one for all outputs of a part, else one an output."""
     largest = weight.abs().amax(1).float().clamp_(min=_TINY)
     if parts is not None:
-        pieces = [piece.max().expand(len(piece)) for piece in largest.split(list(parts))]
-        largest = torch.cat(pieces)
+        pieces = torch.split(largest, list(parts))
+        largest = torch.cat([piece.max().expand(len(piece)) for piece in pieces])
     scale = largest / LARGEST
     codes = torch.empty(weight.shape, dtype=E4M3, device=weight.device)
     for begin in range(0, len(weight), 4096):  # pieces: the float32 copy of a whole layer would be as large again

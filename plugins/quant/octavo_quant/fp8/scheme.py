@@ -51,7 +51,7 @@ class Fp8Scheme:
     def _left_out(self, module: str) -> bool:
         """Some tools leave layers out without a word: what is stored in 16 bits is not quantised."""
         stored = self.form.stored
-        if module.endswith("lm_head") and not stored.dtype(f"{module}.weight") == "float8_e4m3fn":
+        if module.endswith("lm_head") and stored.dtype(f"{module}.weight") != "float8_e4m3fn":
             return True
         return self.skip(module) or (stored.known and stored.dtype(f"{module}.weight") in ("bfloat16", "float16"))
 
@@ -82,8 +82,9 @@ def runs_kernels(ctx: Context) -> bool:
     return ctx.device.type == "cuda" and ctx.device.capability is not None and ctx.device.capability >= (8, 0)
 
 
-def checkpoint_scheme(ctx: Context, config: Mapping[str, Any], skip: Sequence[str]) -> Fp8Scheme:
-    """From a quantization_config of method ``fp8``, ``fbgemm_fp8`` or ``modelopt``."""
+def checkpoint_scheme(ctx: Context, config: Mapping[str, Any], skip: Sequence[str], wide: bool) -> Fp8Scheme:
+    """From a quantization_config of method ``fp8``, ``fbgemm_fp8`` or ``modelopt``; ``wide``: activations stay
+    16-bit."""
     stored = Stored(ctx.model)
     where = f"{ctx.model.path}/config.json"
     block = _block(config, where)
@@ -95,7 +96,7 @@ def checkpoint_scheme(ctx: Context, config: Mapping[str, Any], skip: Sequence[st
         native=runs_kernels(ctx),
         kv=KvScaleReader(stored),
         upper=float(upper) if isinstance(upper, (int, float)) else None,
-        activations="fp8" if runs_fp8(ctx) else "16-bit",
+        activations="16-bit" if wide or not runs_fp8(ctx) else "fp8",
     )
 
 

@@ -14,13 +14,14 @@ from octavo.contracts.linear import LinearMethod, LinearSpec, ParamSpec
 from octavo.layers import Unquantized
 from octavo_quant.dynamic_int8 import DynamicInt8
 from octavo_quant.expanded import Expanded
+from octavo_quant.scratch import reserve
 from octavo_quant.w8a8.format import Int8Format
 
 
 @dataclass(frozen=True, slots=True)
 class Int8Weights:
-    """``codes`` int8 [out, in], ``scales`` float32 [out]. ``fixed``: scale and zero point of all activations, float32
-    [1] each. ``sums`` float32 [out] of the codes, where activations have a zero point."""
+    """``codes`` int8 [out, in], ``scales`` float32 [out]. ``fixed``: scale and zero point of all activations,
+    float32 [1] each. ``sums`` float32 [out] of the codes, where activations have a zero point."""
 
     codes: Tensor
     scales: Tensor
@@ -39,16 +40,15 @@ class Int8Linear:
         return self.form.params(spec)
 
     def finalize(self, spec: LinearSpec, raw: dict[str, Tensor]) -> Any:
+        reserve(spec.device)
         if not self.form.centred(spec, raw):
             return self.form.dequantise(spec, raw).to(spec.dtype)
         codes, fixed = raw["weight"], None
         if self.form.static:
             zero = raw.get("input_zero_point")
             largest = raw["input_scale"].float().argmax()
-            fixed = tuple(
-                each.float().reshape(-1)[largest].reshape(1).contiguous()
-                for each in (raw["input_scale"], torch.zeros_like(raw["input_scale"]) if zero is None else zero)
-            )
+            zero = torch.zeros_like(raw["input_scale"]) if zero is None else zero
+            fixed = _one(raw["input_scale"], largest), _one(zero, largest)
         plain = self.symmetric and (fixed is None or not bool(fixed[1].any()))
         sums = None if plain else codes.sum(1, dtype=torch.int32).float()
         return Int8Weights(codes, self.form.row_scales(spec, raw).contiguous(), fixed, sums)
@@ -62,6 +62,10 @@ class Int8Linear:
         codes, scales, zeros = quantise(x, weights.fixed, self.symmetric)
         shift = None if weights.sums is None else zeros
         return matmul(codes, scales, weights.codes, weights.scales, bias, x.dtype, x_zeros=shift, sums=weights.sums)
+
+
+def _one(numbers: Tensor, at: Tensor) -> Tensor:
+    return numbers.float().reshape(-1)[at].reshape(1).contiguous()
 
 
 class CpuInt8Linear:
