@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,17 @@ def test_gptq(bits: int, group: int, symmetric: bool, act_order: bool, version: 
     for with_order in (True, False) if not act_order else (True,):
         tensors = named("m.o_proj", writers.gptq(layer, version=version, with_order=with_order))
         close(outputs(build(config, tensors, {"m.o_proj": 64}, 128), x), x.double() @ layer.weight.T)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_memory_plan_counts_what_stays(packed: bool) -> None:
+    layer = writers.quantise(torch.randn(64, 128), 4, 32)
+    tensors = named("m", writers.gptq(layer))
+    chosen = replace(scheme(gptq_config(4, 32), tensors), packed=packed)
+    shared = Parts(dtype=torch.float32, device=torch.device("meta"), attention=None, scheme=chosen)
+    linear = Linear(shared, [Part("m", 64)], 128, bias=False)
+    kept = sum(slot.target.nbytes * slot.kept for slot in linear.slots())
+    assert kept == pytest.approx(64 * 128 // 2 + 64 * 4 * 4 if packed else 64 * 128 * 4)
 
 
 def test_zero_point_zero_of_version_one() -> None:
