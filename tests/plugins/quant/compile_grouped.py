@@ -36,7 +36,7 @@ def compile_product(
     constants = {"BITS": bits, "FIELD": field, "GROUP": group, "SEGMENT": math.gcd(group, unit_size(field))}
     constants |= {"ZERO": zero, "WIDE": False, "BIASED": False, "PERMUTED": False, "EVEN": True, "SWAP": tile.swap}
     constants |= {"FAST": field == 4 and zero != 2 and dtype != "fp32", "SPLIT": True, "STAGES": tile.stages}
-    constants |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, **more}
+    constants |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "PDL": tile.early, **more}
     shape = f"{tile.block_m}x{tile.block_n}{' swapped' if tile.swap else ''}"
     label = f"product {bits} bit g{group} z{zero} {shape} {more or ''}"
     return compile_kernel(product_kernel, label.strip(), dtype, constants, num_warps=tile.warps)
