@@ -60,8 +60,8 @@ def plan_memory(resolved: Resolved) -> MemoryPlan:
 
 
 def weight_bytes(model: CausalLM) -> int:
-    """Bytes of a model's parameters while they are loaded."""
-    return sum(slot.target.numel() * slot.target.element_size() for slot in model.slots())
+    """Bytes that a model's parameters take once they are loaded."""
+    return int(sum(slot.target.numel() * slot.target.element_size() * slot.kept for slot in model.slots()))
 
 
 def divide_memory(
