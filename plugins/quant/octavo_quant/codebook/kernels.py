@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
@@ -58,6 +59,7 @@ def codebook_product_kernel(
     HAS_BIAS: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     # As the product of eight-bit weights: [out, in] x [in, tokens], split along the inputs.
     HALF: tl.constexpr = 64
@@ -73,6 +75,9 @@ def codebook_product_kernel(
     t_in = t < tokens
     rows = packed + n.to(tl.int64)[:, None] * (size // 2) + j[None, :]
     columns = x + t.to(tl.int64)[None, :] * x_stride + j[:, None]
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
     acc = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
     for k in range(lo, hi, 128):
         codes = tl.load(rows + k // 2, mask=n_in[:, None], other=0)
