@@ -1,6 +1,6 @@
 """Times weight-only INT4 and INT8 products against bfloat16 on one GPU, in the shapes of an 8B model's layers.
 
-    python benchmarks/gpu/quant_bench.py [--sweep] [--bits 4 8] [--tokens 1 8 16 32 64 256 2048 8192] [--json FILE]
+    python benchmarks/gpu/quant_bench.py [--sweep] [--bits 4 8] [--tokens 1 8 16 32 64 256 1024 2048 8192] [--json FILE]
 
 Every figure runs over several copies of the weights in turn inside one CUDA graph, as the layers of a model do, so
 that nothing is found in the L2 cache. Each result is checked against the dequantised weight before it is timed.
@@ -29,7 +29,7 @@ from octavo_quant.grouped.launch import Tile, dequantised_product, packed_linear
 from octavo_quant.grouped.weights import pack_for_kernels
 
 SHAPES = {"qkv": (6144, 4096), "output": (4096, 4096), "gate_up": (28672, 4096), "down": (4096, 14336)}
-TOKENS = (1, 8, 16, 32, 64, 256, 2048, 8192)
+TOKENS = (1, 8, 16, 32, 64, 256, 1024, 2048, 8192)
 GROUP = 128
 COLD = 256e6  # bytes of weights in turn: several times the L2 cache
 CHUNKS = (1 << 23, 1 << 24, 1 << 25, 1 << 26, 1 << 27)
@@ -85,11 +85,11 @@ def tiles_for(tokens: int) -> Iterator[Tile]:
         shapes = [(32, 64, 4, False), (32, 64, 4, True), (32, 128, 4, True), (32, 128, 8, True)]
     elif tokens <= 64:
         shapes = [(64, 64, 4, True), (64, 128, 4, True), (64, 128, 8, True), (32, 128, 4, True)]
-    elif tokens <= 256:
+    elif tokens <= 1024:
         shapes = [(64, 128, 8, True), (128, 128, 8, True), (64, 256, 8, True), (128, 64, 4, True)]
     for block_m, block_n, warps, swap in shapes:
         for stages in (3, 5) if block_m <= 16 else (3, 4):
-            for share in (1, 2, 3, 4, 6) if block_m <= 16 else (1, 2, 3):
+            for share in (1, 2, 3, 4, 6, 8) if block_m <= 16 else (1, 2, 3):
                 yield Tile(
                     block_m=block_m,
                     block_n=block_n,

@@ -135,10 +135,10 @@ class LMHead:
         shape, shard = list(target.shape), [slice(None)] * target.dim()
         if param.out_axis is not None:
             features, elements = param.out_pack
-            if self._ranks.size > 1 and self.spec.out_features % features:
+            if self._ranks.size > 1 and self.spec.out_features * elements % features:
                 raise ValueError(
                     f"{source}: {self._vocab_size} tokens can't be divided among {self._ranks.size} ranks, since "
-                    f"{features} of them are packed together."
+                    "neighbours are packed together."
                 )
             bounds = [-(-at * elements // features) for at in (self._shard.start, self._shard.stop)]
             shape[param.out_axis] = -(-self._vocab_size * elements // features)
