@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from octavo_quant.splits import add_parts, leave_part
+
 
 @triton.jit
 def quantise_rows_kernel(
@@ -149,17 +151,10 @@ def scaled_product_kernel(
             acc = tl.dot(w, v, acc)
     acc = acc.to(tl.float32)
     if splits > 1:
-        place = tl.arange(0, BLOCK_N)[:, None] * BLOCK_T + tl.arange(0, BLOCK_T)[None, :]
         pair = tl.program_id(1) * tiles + tile
-        base = partial + pair.to(tl.int64) * splits * (BLOCK_N * BLOCK_T)
-        tl.store(base + split * (BLOCK_N * BLOCK_T) + place, acc)
-        tl.debug_barrier()  # all threads' stores come before the one thread's release
-        if tl.atomic_add(counters + pair, 1, sem="acq_rel", scope="gpu") != splits - 1:
+        if not leave_part(acc, partial, counters, pair, split, splits, BLOCK_N, BLOCK_T):
             return
-        acc = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
-        for one in range(splits):
-            acc += tl.load(base + one * (BLOCK_N * BLOCK_T) + place, cache_modifier=".cg")
-        tl.store(counters + pair, 0)  # ready for the next launch
+        acc = add_parts(partial, counters, pair, splits, BLOCK_N, BLOCK_T)
     if SHIFTED:
         zero = tl.load(x_zeros + t, mask=t_in, other=0.0)
         acc -= tl.load(sums + n, mask=n_in, other=0.0)[:, None] * zero[None, :]
