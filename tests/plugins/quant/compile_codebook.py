@@ -28,7 +28,7 @@ def compiled(kernel: Any, label: str, constants: dict[str, Any], name: str, **op
 def main(quick: bool) -> None:
     for name in list(KINDS)[1:2] if quick else KINDS:
         for tokens in (16, 32):
-            constants = {"HAS_BIAS": False, "BLOCK_T": tokens, "BLOCK_N": 64}
+            constants = {"HAS_BIAS": False, "BLOCK_T": tokens, "BLOCK_N": 64, "PDL": True}
             compiled(codebook_product_kernel, f"product {tokens}", constants, name, num_stages=4)
         compiled(codebook_decode_kernel, "decode", {"BLOCK_N": 32}, name)
 

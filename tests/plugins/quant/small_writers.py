@@ -16,8 +16,24 @@ compressed, numbers, E4M3 = EIGHT["compressed"], EIGHT["numbers"], EIGHT["E4M3"]
 Made = tuple[dict[str, Tensor], Tensor]
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=torch.float64)
 NF4 = torch.tensor(
-    [-1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0]
-    + [0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.56261700, 0.72295684, 1.0]
+    [
+        -1.0,
+        -0.6961928,
+        -0.52507305,
+        -0.39491749,
+        -0.28444138,
+        -0.18477343,
+        -0.09105004,
+        0.0,
+        0.0795803,
+        0.1609302,
+        0.2461123,
+        0.33791524,
+        0.44070983,
+        0.56261700,
+        0.72295684,
+        1.0,
+    ]
 )
 
 
@@ -72,7 +88,8 @@ def bnb4(
     table = NF4 if kind == "nf4" else (E2M1 / 6).float()
     flat = torch.nn.functional.pad(weight.reshape(-1), (0, -weight.numel() % block)).view(-1, block)
     scale = flat.abs().amax(1)
-    state: dict[str, Any] = {"quant_type": kind, "blocksize": block, "shape": list(weight.shape), "dtype": "float32"}
+    state: dict[str, Any] = {"quant_type": kind, "blocksize": block, "dtype": "float32"}
+    state["shape"] = list(weight.shape)
     stored = {"weight.quant_map": table}
     if nested:
         offset = float(scale.mean())

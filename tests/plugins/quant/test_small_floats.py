@@ -61,7 +61,11 @@ def test_the_file_beside_config_json_that_modelopt_writes(tmp_path: Path) -> Non
 
 
 WRONG = {
-    "global scale missing": ("nvfp4", lambda t: t.pop(f"{Q}.weight_global_scale"), "weight_global_scale is missing"),
+    "global scale missing": (
+        "nvfp4",
+        lambda t: t.pop(f"{Q}.weight_global_scale"),
+        "weight_global_scale is missing",
+    ),
     "scales of other groups": (
         "mxfp4",
         lambda t: t.update({f"{Q}.weight_scale": t[f"{Q}.weight_scale"][:, :4].clone()}),
@@ -121,6 +125,23 @@ def test_weights_as_bitsandbytes_itself_stores_and_reads_them(kind: str, nested:
 
     truth = KIT.make(tmp_path, WRITE.outside_head(quantise), WRITE.BNB)
     assert KIT.error(KIT.logits(tmp_path, IDS), KIT.expected(tmp_path, truth, IDS)) < 2e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["compile_fp8", "compile_codebook"])
+def test_compiled_for_hopper(name: str) -> None:
+    """Kernels compile for sm_90, multiply on its tensor cores and keep everything in registers."""
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, str(HERE / f"{name}.py"), "--quick"], capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    made = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert made
+    for kernel in made:
+        assert kernel["stack"] == kernel["spills"] == 0, kernel
+        assert kernel["shared"] <= 113 * 1024, kernel  # two programs a processor
+        assert (kernel["wgmma"] > 0) == kernel["kernel"].startswith(("matmul", "product")), kernel
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs the same cases on the device")

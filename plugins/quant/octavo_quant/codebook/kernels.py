@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from octavo_quant.splits import add_parts, leave_part
 
 
 @triton.jit
@@ -58,6 +61,7 @@ def codebook_product_kernel(
     HAS_BIAS: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     # As the product of eight-bit weights: [out, in] x [in, tokens], split along the inputs.
     HALF: tl.constexpr = 64
@@ -73,6 +77,9 @@ def codebook_product_kernel(
     t_in = t < tokens
     rows = packed + n.to(tl.int64)[:, None] * (size // 2) + j[None, :]
     columns = x + t.to(tl.int64)[None, :] * x_stride + j[:, None]
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
     acc = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
     for k in range(lo, hi, 128):
         codes = tl.load(rows + k // 2, mask=n_in[:, None], other=0)
@@ -83,17 +90,10 @@ def codebook_product_kernel(
         acc = tl.dot(low.to(first.dtype), first, acc)
         acc = tl.dot(high.to(first.dtype), second, acc)
     if splits > 1:
-        place = tl.arange(0, BLOCK_N)[:, None] * BLOCK_T + tl.arange(0, BLOCK_T)[None, :]
         pair = tl.program_id(1) * tiles + tile
-        base = partial + pair.to(tl.int64) * splits * (BLOCK_N * BLOCK_T)
-        tl.store(base + split * (BLOCK_N * BLOCK_T) + place, acc)
-        tl.debug_barrier()  # all threads' stores come before the one thread's release
-        if tl.atomic_add(counters + pair, 1, sem="acq_rel", scope="gpu") != splits - 1:
+        if not leave_part(acc, partial, counters, pair, split, splits, BLOCK_N, BLOCK_T):
             return
-        acc = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
-        for one in range(splits):
-            acc += tl.load(base + one * (BLOCK_N * BLOCK_T) + place, cache_modifier=".cg")
-        tl.store(counters + pair, 0)  # ready for the next launch
+        acc = add_parts(partial, counters, pair, splits, BLOCK_N, BLOCK_T)
     if HAS_ROWS:
         acc = acc * tl.load(row_scales + n, mask=n_in, other=0.0)[:, None]
     if HAS_BIAS:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from octavo_quant.codebook.kernels import codebook_decode_kernel, codebook_product_kernel
 from octavo_quant.codebook.weights import UNIT, Codes
-from octavo_quant.scratch import counters, processors, split
+from octavo_quant.scratch import counters, early, processors, split
 
 FEW = 32
 """Up to this many tokens the product reads codes; above, cuBLAS reads what they are decoded to."""
@@ -82,6 +82,7 @@ def product(x: Tensor, weights: Codes, bias: Tensor | None) -> Tensor:
         BLOCK_N=block_n,
         num_warps=4,
         num_stages=4,
+        **early(x.device),
     )
     return out
 

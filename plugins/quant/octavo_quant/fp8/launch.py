@@ -10,7 +10,7 @@ from torch import Tensor
 
 from octavo_quant.fp8.format import E4M3
 from octavo_quant.fp8.kernels import quantise_groups_kernel, quantise_rows_kernel, scaled_product_kernel
-from octavo_quant.scratch import counters, processors, split
+from octavo_quant.scratch import counters, early, processors, split
 
 _ONCE = 16384  # inputs that one program keeps in registers
 
@@ -59,6 +59,7 @@ def quantise_rows(x: Tensor, fixed: Tensor | None = None, upper: float | None = 
             ONCE=size <= block,
             BLOCK=block,
             num_warps=max(1, min(16, block // 512)),
+            **early(x.device),
         )
     return codes, scales
 
@@ -73,7 +74,7 @@ def quantise_groups(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
         block = min(triton.next_power_of_2(groups), 32)
         grid = (tokens, triton.cdiv(groups, block))
         quantise_groups_kernel[grid](
-            x, codes, scales, size, x.stride(0), groups, GROUP=group, BLOCK=block, num_warps=4
+            x, codes, scales, size, x.stride(0), groups, GROUP=group, BLOCK=block, num_warps=4, **early(x.device)
         )
     return codes, scales
 
@@ -136,5 +137,6 @@ def matmul(
         BLOCK_K=tile.inputs,
         num_warps=tile.warps,
         num_stages=tile.stages,
+        **early(x.device),
     )
     return out
