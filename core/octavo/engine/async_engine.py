@@ -72,6 +72,7 @@ class AsyncEngine:
         self._streams: dict[int, Stream] = {}
         self._asked: dict[int, asyncio.Future[AdapterReply]] = {}
         self._adapter_times: dict[str, int] = {}
+        self._resolving: dict[str, asyncio.Task[ServedAdapter]] = {}
         self._receiver: Receiver | None = None
         self._observers = Observers(host)
         self._pool = ThreadPoolExecutor(_TEXT_THREADS, thread_name_prefix="octavo-text")
@@ -148,6 +149,7 @@ class AsyncEngine:
         prompt_ids, bad_word_ids = await self._off_loop(
             frontend.admission.prepare, prompt, params, add_special_tokens
         )
+        await self._resolve(adapter)
         self._serving()
         self._check_room(params.n)
         submit, answers = frontend.submit(
@@ -223,6 +225,10 @@ class AsyncEngine:
         """
         await self._ask(self._serving().unload_adapter(name))
 
+    def resolves(self, name: str) -> bool:
+        """See :class:`octavo.contracts.api.EngineClient`."""
+        return self._serving().resolve_adapter(name) is not None
+
     @property
     def model_name(self) -> str:
         """The name shown to clients."""
@@ -292,6 +298,21 @@ class AsyncEngine:
         """The engine has its own limit; this one keeps what it has not seen yet from piling up."""
         if len(self._streams) + count > self._capacity:
             raise OverloadedError(f"{len(self._streams)} answers are being worked on, the most that is allowed.")
+
+    async def _resolve(self, name: str | None) -> None:
+        """Load the adapter if it is known to the resolver alone; once, however many ask for it."""
+        path = self._serving().resolve_adapter(name)
+        if name is None or path is None:
+            return
+        if name not in self._resolving:
+            task = self._resolving[name] = asyncio.create_task(self.load_adapter(name, path))
+            task.add_done_callback(self._resolved)
+        await asyncio.shield(self._resolving[name])
+
+    def _resolved(self, task: asyncio.Task[ServedAdapter]) -> None:
+        self._resolving = {name: other for name, other in self._resolving.items() if other is not task}
+        if not task.cancelled():
+            task.exception()  # whoever asked has seen it, unless they have gone
 
     async def _ask(self, message: LoadAdapter | UnloadAdapter) -> AdapterReply:
         """Send a message about an adapter and wait for the answer to it."""

@@ -204,6 +204,8 @@ class EngineCore:
             self._report(self._scheduler.update(done, pending.result()))
         if self._adapters is not None and self._adapters.busy:
             self._outbox += self._adapters.poll()
+            for key, reason in self._adapters.lost():
+                self._report(self._scheduler.fail_adapter(key, reason))
         self._blocked = scheduled is None and not self._flying and self._scheduler.has_work
         self._keep_time(idle=scheduled is None and not self.busy)
 

@@ -207,7 +207,12 @@ class LLM:
         adapter: AdapterNames,
     ) -> list[RequestOutput]:
         self._check_alive()
-        each = zip(prompts, _params_for(params, len(prompts)), _adapters_for(adapter, len(prompts)), strict=True)
+        names = _adapters_for(adapter, len(prompts))
+        for name in dict.fromkeys(names):
+            path = self._frontend.resolve_adapter(name)
+            if name is not None and path is not None:
+                self.load_adapter(name, path)
+        each = zip(prompts, _params_for(params, len(prompts)), names, strict=True)
         with self._turn:
             jobs = [self._admit(*prompt, wanted, name) for prompt, wanted, name in each]
             with tqdm(total=len(jobs), unit="prompt", disable=not bar) as progress, _polite_interrupts() as check:

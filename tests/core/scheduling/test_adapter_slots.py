@@ -111,17 +111,17 @@ def test_a_flood_of_one_adapter_does_not_starve_the_others():
 def test_a_round_that_came_to_nothing_closes_nothing():
     slots = AdapterSlots(1)
     slots.enter(1), slots.enter(2)
-    slots.begin(1)
+    slots.begin(1, 64)
     assert slots.admits(1)
     slots.acquire(1)
-    slots.begin(2)
+    slots.begin(2, 64)
     assert not slots.admits(2)
-    slots.begin(2 + PATIENCE)
+    slots.begin(2 + PATIENCE, 64)
     assert not slots.admits(2)
     assert not slots.admits(1)  # behind the one that has waited too long
     assert slots.admits(0)
     slots.release(1)
-    slots.begin(2 + PATIENCE)
+    slots.begin(2 + PATIENCE, 64)
     assert slots.admits(2)
 
 
