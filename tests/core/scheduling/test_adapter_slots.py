@@ -186,7 +186,6 @@ def test_who_comes_behind_a_flood_gets_the_next_row():
         while late.row < 0:
             engine.step()
         assert sum(request.finish_reason is not None for request in flood) == 1
-        assert late.output_ids == []
         engine.finish()
 
 
