@@ -100,6 +100,11 @@ class LoraBackend(Protocol):
         """Device memory that the slots of all layers attached so far take, used or not."""
         ...
 
+    @property
+    def later_bytes(self) -> int:
+        """Device memory that loading adapters may take beside the slots, at most."""
+        ...
+
     def attach(self, site: LoraSite) -> LoraLayer:
         """Called once for each layer while the model is built, before any other method."""
         ...
