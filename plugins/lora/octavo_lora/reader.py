@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ WEIGHTS_FILE: Final = "adapter_model.safetensors"
 _FLOATS: Final = ("F64", "F32", "F16", "BF16")
 _THREADS: Final = 8
 _ALIGNED: Final = 64
+_BLOCK: Final = 16 * 2**20
 
 Tensors = dict[str, Tensor]
 """By role, as they stand in the file."""
@@ -162,6 +162,8 @@ def _read_module(file: Any, roles: Roles, site: LoraSite, index: int, scale: flo
         digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
     whole = _whole(site, tensors)
     piece = _piece(site, index, tensors, scale, whole) if "A" in tensors else None
+    if piece is not None and site.dtype == torch.float16 and not bool(torch.isfinite(piece.up).all()):
+        raise CheckpointError(f"{weights}: {roles['B']!r} times its scale is too large for float16.")
     return _Read(digest.digest(), piece, whole)
 
 
@@ -195,14 +197,17 @@ def _whole(site: LoraSite, tensors: Tensors) -> Tensor | None:
 
 
 def _pinned(pieces: Mapping[tuple[int, int], Piece]) -> dict[tuple[int, int], Piece]:
-    """The same in one block of memory that the device can read while the host goes on."""
-    tensors = [tensor for piece in pieces.values() for tensor in piece.tensors()]
-    ends = list(itertools.accumulate(-(-bytes_of(tensor) // _ALIGNED) * _ALIGNED for tensor in tensors))
-    block = torch.empty(ends[-1] if ends else 0, dtype=torch.uint8, pin_memory=True)
-    moved = {}
-    for tensor, start in zip(tensors, [0, *ends], strict=False):
-        place = block[start : start + bytes_of(tensor)].view(tensor.dtype).view(tensor.shape)
+    """The same in memory that the device can read while the host goes on: in blocks of one size, since that memory
+    is given out by powers of two and is dear to get and to give back."""
+    moved: dict[int, Tensor] = {}
+    block, used = torch.empty(0, dtype=torch.uint8), 0
+    for tensor in (tensor for piece in pieces.values() for tensor in piece.tensors()):
+        size = bytes_of(tensor)
+        if used + size > len(block):
+            block, used = torch.empty(max(_BLOCK, size), dtype=torch.uint8, pin_memory=True), 0
+        place = block[used : used + size].view(tensor.dtype).view(tensor.shape)
         moved[id(tensor)] = place.copy_(tensor)
+        used += -(-size // _ALIGNED) * _ALIGNED
 
     def placed(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else moved[id(tensor)]
