@@ -324,6 +324,8 @@ class LLM:
                 self._core.handle(job.submit)
             for message in self._core.step():
                 self._take(message, live, finished)
+            if live and (patience := self._core.patience):  # all wait, for an adapter that is being read or a policy
+                time.sleep(min(patience, _POLL_SECONDS))
 
     def _has_room(self, live: int, more: int) -> bool:
         return not live or live + more <= self._core.ready.max_queue
