@@ -20,6 +20,7 @@ from octavo.run.guess_graphs import GuessGraphs
 from octavo.run.guesser import Guesser
 from octavo.run.measure import measure_peak
 from octavo.run.memory import divide_memory, empty_cache
+from octavo.run.rehearse import rehearsed
 from octavo.run.rows import Rows
 from octavo.run.runner import Runner
 from octavo.run.sampler import Sampler
@@ -37,7 +38,7 @@ class InlineExecutor:
         if device.type == "cpu":
             prepare_cpu(config.model.threads or ctx.device.cores)
         parts = build_parts(resolved, device)
-        with progress_bar(ctx.model.name) as progress:
+        with rehearsed(resolved, parts), progress_bar(ctx.model.name) as progress:
             model, weights = load_model(resolved, parts, progress)
         guessing = build_device_proposer(resolved, model, device)
         proposer, bodies = guessing or (None, [])
