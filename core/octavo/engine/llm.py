@@ -324,7 +324,7 @@ class LLM:
                 self._core.handle(job.submit)
             for message in self._core.step():
                 self._take(message, live, finished)
-            if live and (patience := self._core.patience):  # all wait, for an adapter that is being read or a policy
+            if live and (patience := self._core.patience):  # all wait: for an adapter, or a policy
                 time.sleep(min(patience, _POLL_SECONDS))
 
     def _has_room(self, live: int, more: int) -> bool:
