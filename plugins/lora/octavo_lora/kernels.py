@@ -4,6 +4,9 @@ Tokens come grouped by slot: ``order`` lists those that have an adapter so that 
 ``tiles`` cuts the list into pieces of at most ``BLOCK_M`` tokens of one slot, so that a product of tensor cores
 belongs to one adapter. Tiles that a graph has room for and the step does not need say slot 0, and end at once.
 
+With ``PDL`` a kernel may be started before the one ahead has ended (programmatic dependent launch, Hopper). Every
+program waits for that end first, those with nothing to do as well, or the kernel behind could come too early.
+
 ``facts`` holds each part's rank in each slot: what lies behind it is neither read nor, in whole blocks, multiplied.
 """
 
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -35,12 +39,16 @@ def shrink_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
     EVEN: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """``low[split, token, part * MAX_RANK + rank]``: the sum over one stretch of ``span`` inputs.
 
     A program takes ``BLOCK_R`` of all parts' ranks, so that parts of small rank share one reading of ``x``. With
     ``EVEN`` the inputs are a multiple of ``BLOCK_K``.
     """
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
     tile = tiles_ptr + tl.program_id(0) * 3
     slot = tl.load(tile)
     if slot == 0:
@@ -94,12 +102,16 @@ def expand_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_N: tl.constexpr,
     ALIGNED: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """``out = out * gain + low up + bias``, for a strip of columns that belongs to one part.
 
     A program goes through its strip block by block, so that it waits only once for what says where everything is.
     With ``ALIGNED`` all parts begin and end at multiples of 16.
     """
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
     tile = tiles_ptr + tl.program_id(0) * 3
     slot = tl.load(tile)
     if slot == 0:

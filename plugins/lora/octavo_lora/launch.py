@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -48,10 +48,11 @@ def expand_options(block: int) -> dict[str, int]:
 
 
 class SiteLaunch:
-    """Adds a step's adapters to one layer's output."""
+    """Adds a step's adapters to one layer's output. ``early``: the device knows dependent launches (Hopper)."""
 
-    def __init__(self, store: SiteSlots) -> None:
+    def __init__(self, store: SiteSlots, early: bool = False) -> None:
         self._store = store
+        self._early: dict[str, Any] = {"PDL": True, "launch_pdl": True} if early else {"PDL": False}
         self._inputs = store.down.shape[3]
         self._lows = len(store.site.parts) * store.down.shape[2]
         ends = [end for part in store.site.parts for end in (part.offset, part.offset + part.width)]
@@ -82,7 +83,7 @@ class SiteLaunch:
         span = -(-self._inputs // (splits * shrink["BLOCK_K"])) * shrink["BLOCK_K"]
         low_block, up_block = rank_blocks(len(store.site.parts), store.down.shape[2])
         low = torch.empty((splits, tokens, self._lows), dtype=torch.float32, device=x.device)
-        shared = {"MAX_RANK": store.down.shape[2], "SPLITS": splits, "BLOCK_M": block}
+        shared = self._early | {"MAX_RANK": store.down.shape[2], "SPLITS": splits, "BLOCK_M": block}
         shrink_kernel[(tiles.count, -(-self._lows // low_block) * splits)](
             x, store.down, store.facts, low, tiles.order, tiles.tiles, tokens, self._inputs, span, x.stride(0),
             self._lows, store.facts.shape[1], BLOCK_R=low_block, EVEN=self._inputs % shrink["BLOCK_K"] == 0,

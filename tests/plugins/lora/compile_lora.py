@@ -27,7 +27,7 @@ SIZES = {"bf16": 2, "fp32": 4}
 BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 
-def compile_kernel(kernel: Any, dtype: str, constants: dict[str, Any], options: dict[str, int]) -> dict[str, Any]:
+def compile_kernel(kernel: Any, dtype: str, constants: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     """As a launch on a large model would: pointers and sizes divisible by 16. Returns registers, bytes, spills."""
     names = kernel.arg_names
 
@@ -80,8 +80,8 @@ def both(dtype: str, parts: int, inputs: int, max_rank: int, block: int) -> list
         (expand_kernel, expand_options(block), up_block),
     ):
         constants = {**shared, "BLOCK_R": rank, **{k: v for k, v in options.items() if k.startswith("BLOCK")}}
-        constants |= {name: True for name in ("EVEN", "ALIGNED") if name in kernel.arg_names}
-        rest = {k: v for k, v in options.items() if k.startswith("num")}
+        constants |= {name: True for name in ("EVEN", "ALIGNED", "PDL") if name in kernel.arg_names}
+        rest = {"launch_pdl": True, **{k: v for k, v in options.items() if not k.startswith("BLOCK")}}
         label = {"kernel": kernel.fn.__name__, "dtype": dtype, "parts": parts, "rank": max_rank, "block": block}
         found.append({**label, **compile_kernel(kernel, dtype, constants, rest)})
     return found
