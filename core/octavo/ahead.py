@@ -27,7 +27,8 @@ class Compilations:
         alike = (*map(_kind, args), *sorted((name, str(value)) for name, value in options.items()))
         key = (id(kernel), *alike)
         if key not in self.futures:
-            self.futures[key] = self.pool.submit(kernel.warmup, *args, grid=grid, **options)
+            first = next(iter(self.futures.values()), None)
+            self.futures[key] = self.pool.submit(_compile, first, kernel, args, grid, options)
 
     def wait(self) -> None:
         """Until all have ended. What failed is compiled again by its first launch, which then tells why."""
@@ -61,6 +62,16 @@ def launch(kernel: Any, grid: Any, *args: Any, **options: Any) -> None:
     compilations = _current.get()
     if compilations is not None:
         compilations.add(kernel, grid, args, options)
+
+
+def _compile(
+    first: Future[Any] | None, kernel: Any, args: tuple[Any, ...], grid: Any, options: dict[str, Any]
+) -> None:
+    """Compile behind the first of all, which finds out things that no other then has to, such as what the
+    compiler itself consists of."""
+    if first is not None:
+        first.exception()
+    kernel.warmup(*args, grid=grid, **options)
 
 
 def _kind(argument: Any) -> Any:

@@ -67,6 +67,7 @@ def rehearse(resolved: Resolved, parts: Parts, pool: Executor) -> Compilations |
             ]
             for plan in _plans(ctx.max_sequences, ctx.max_length):
                 rows = Rows(len(plan.rows), ctx.max_length, ctx.block_size, _META)
+                rows.known[:] = ctx.max_length  # no token is taken from the device
                 step = build_step(plan, rows, ctx.block_size, _META)
                 hidden = model.forward(step.token_ids, step.batch, parts.attention.plan(step.batch), caches)
                 logits = model.logits(hidden.index_select(0, step.sampled_tokens))

@@ -53,7 +53,7 @@ def test_meta_tensors_only_compile_and_each_kind_once() -> None:
         for width, size in ((3, 4), (3, 4), (5, 4), (3, 8)):
             launch(kernel, (2,), meta, width, SIZE=size)
     assert kernel.launched == [((1,), (real, 3), {"SIZE": 4})]
-    assert [(job[1][1], job[2]["SIZE"]) for job in notes.jobs] == [(3, 4), (5, 4), (3, 8)]
+    assert [(job[1][2][1], job[1][4]["SIZE"]) for job in notes.jobs] == [(3, 4), (5, 4), (3, 8)]
     compilations.wait()  # failures are left to the first launch
     launch(kernel, (1,), meta, 3, SIZE=4)  # nobody compiles ahead any more
     assert len(kernel.launched) == 1
@@ -84,7 +84,7 @@ def test_a_rehearsal_reaches_every_kernel(tmp_path: Path) -> None:
     parts = replace(build_parts(resolved, device), attention=attention, ops=build_ops(ops))
     notes = Notes()
     assert rehearse(resolved, parts, notes) is not None
-    names = {work.__self__.fn.__name__ for work, _, _ in notes.jobs}
+    names = {args[1].fn.__name__ for _, args, _ in notes.jobs}
     assert names == {
         "_norm_kernel",
         "_silu_mul_kernel",
