@@ -52,7 +52,7 @@ def plan_memory(resolved: Resolved) -> MemoryPlan:
     parts = build_parts(resolved, meta)
     model = build_model(resolved, parts)
     weights = weight_bytes(model)
-    weights += parts.lora.reserved_bytes if parts.lora else 0
+    weights += parts.lora.reserved_bytes + parts.lora.later_bytes if parts.lora else 0
     built = build_device_proposer(resolved, model, meta)
     drafts = [body.memory for body in built[1]] if built else []
     weights += sum(draft.weights for draft in drafts)
