@@ -1,9 +1,9 @@
 """Suffix decoding (arXiv 2411.04975): what followed these tokens in this request, or in earlier answers.
 
 Where prompt look-up repeats the latest place, this counts all of them: a draft follows the tokens that came most
-often, for as long as that is likely enough, and longer matches make longer drafts. It pays for agents and for other
-work whose answers resemble earlier ones. Whoever can measure the speed of answers may learn from it what others were
-answered: where that matters, ``kept`` should be 0.
+often, for as long as that is likely enough, and longer matches make longer drafts. It pays for agents and for
+other work whose answers resemble earlier ones. Whoever can measure the speed of answers may learn from it what
+others were answered: where that matters, ``kept`` should be 0.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Where tokens stood before: an index from short n-grams to the places behind them, over many sequences.
 
 In place of a suffix tree. A tree answers how often a continuation followed a match in time that does not depend on
-the number of matches, but takes an object for each token and length; here a token takes one number in a list, matches
-are extended by comparing lists, and of very frequent n-grams only the latest places are kept.
+the number of matches, but takes an object for each token and length; here a token takes one number in a list,
+matches are extended by comparing lists, and of very frequent n-grams only the latest places are kept.
 """
 
 from __future__ import annotations
