@@ -162,7 +162,7 @@ class GuessLength:
         if phase >= _TRIAL_STEPS:
             return best
         step = 1 if self._decisions // _TRIAL % 2 else -1
-        return max(0 if best > 1 else 1, min(longest, best + step))
+        return max(0 if best else 1, min(longest, best + step))
 
     def _best(self, rates: Sequence[float], longest: int) -> int:
         seconds = self._periods.estimate(len(rates), longest)
