@@ -416,7 +416,9 @@ def test_the_configuration_says_what_speculates(folder) -> None:
         return explain(resolve(config, host)).text()
 
     assert "proposer: none (not asked for)" in explained()
-    assert "proposer: ngram (named in speculation.use; steps do not overlap" in explained(speculation="ngram")
+    assert "proposer: ngram (named in speculation.use; steps overlap while it rests" in explained(
+        speculation="ngram"
+    )
     assert "tokens = 3" in explained(speculation={"use": "ngram", "options": {"tokens": 3}})
     with pytest.raises(ConfigError, match="ngram"):
         explained(speculation="ngrams")

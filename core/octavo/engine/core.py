@@ -70,8 +70,7 @@ class EngineCore:
 
     ``ready`` tells the other side what was built; ``validate`` raises :class:`RequestError` for parameters that
     a logits processor refuses. Requests that use one of the ``unsafe`` processors are not speculated on.
-    Without ``overlap`` a step waits for the last one's tokens, as drafts need them. ``failure`` is the error that
-    ended the engine.
+    ``failure`` is the error that ended the engine.
     """
 
     def __init__(
@@ -83,7 +82,6 @@ class EngineCore:
         root: RootHash,
         validate: Callable[[SamplingParams], None] | None = None,
         unsafe: Sequence[LogitsProcessor] = (),
-        overlap: bool = True,
         clock: Callable[[], float] = time.monotonic,
         adapters: Adapters | None = None,
     ) -> None:
@@ -94,7 +92,6 @@ class EngineCore:
         self._root = root
         self._validate = validate
         self._unsafe = unsafe
-        self._depth = executor.depth if overlap else 0
         self._clock = clock
         self._adapters = adapters
         self._flying: deque[tuple[Scheduled, PendingStep]] = deque()
@@ -199,13 +196,19 @@ class EngineCore:
         if scheduled is not None:
             self._flying.append((scheduled, self._executor.launch(scheduled.plan)))
             self._note_starts(scheduled)
-        if self._flying and (scheduled is None or len(self._flying) > self._depth):
-            done, pending = self._flying.popleft()
-            self._report(self._scheduler.update(done, pending.result()))
+        depth = self._executor.depth if self._scheduler.overlaps else 0
+        if self._flying and (scheduled is None or len(self._flying) > depth):
+            self._finish_oldest()
+        while len(self._flying) > depth:  # more than one only where overlap ends
+            self._finish_oldest()
         if self._adapters is not None and self._adapters.busy:
             self._outbox += self._adapters.poll()
         self._blocked = scheduled is None and not self._flying and self._scheduler.has_work
         self._keep_time(idle=scheduled is None and not self.busy)
+
+    def _finish_oldest(self) -> None:
+        done, pending = self._flying.popleft()
+        self._report(self._scheduler.update(done, pending.result()))
 
     def _note_starts(self, scheduled: Scheduled) -> None:
         if scheduled.plan.starts:

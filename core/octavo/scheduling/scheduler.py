@@ -82,6 +82,12 @@ class Scheduler:
         """True while any request is unfinished. ``schedule`` may still have nothing to do just now."""
         return len(self._ledger) > 0
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether ``schedule`` may be called before ``update`` has brought the last step's tokens. Drafts follow
+        known tokens, so while there are any it may not."""
+        return self._speculator is None or self._speculator.resting
+
     def add(self, request: Request) -> None:
         """Queue a request.
 

@@ -156,7 +156,7 @@ class Trace:
         self.executor = SimulatedExecutor(
             num_blocks=world.blocks + 1,
             block_size=world.block_size,
-            depth=0 if longest else world.depth,
+            depth=world.depth,
             max_sequences=world.max_sequences,
             max_batch_tokens=world.max_batch_tokens,
             poison=POISON,
