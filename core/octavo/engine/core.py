@@ -224,7 +224,7 @@ class EngineCore:
 
     def _output(self, progress: Progress) -> Output:
         request = progress.request
-        output = Output(request.id, progress.token_ids)
+        output = Output(request.id, progress.token_ids, drafted=progress.drafted, accepted=progress.accepted)
         if progress.logprobs is not None:
             output.scores = [_score(entry) for entry in progress.logprobs]
         if progress.prompt_logprobs is not None:

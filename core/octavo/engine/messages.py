@@ -86,7 +86,8 @@ class Output(msgspec.Struct, array_like=True):
 
     ``prompt_scores`` continue those that came before; they begin with the prompt's second token, for nothing
     precedes the first. ``cached_tokens`` and ``scheduled_at`` come with the first tokens. ``error`` is set
-    when the engine ended the request on a failure.
+    when the engine ended the request on a failure. Of ``drafted`` guesses that the step verified ``accepted`` were
+    right.
     """
 
     id: int
@@ -98,6 +99,8 @@ class Output(msgspec.Struct, array_like=True):
     error: str | None = None
     cached_tokens: int = 0
     scheduled_at: float | None = None
+    drafted: int = 0
+    accepted: int = 0
 
 
 class Outputs(msgspec.Struct, array_like=True, tag="outputs"):

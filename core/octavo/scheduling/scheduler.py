@@ -170,7 +170,9 @@ class Scheduler:
                 if index in plan.drafts:
                     self._settle(request, len(plan.drafts[index]), len(accepted))
                 fresh = [*accepted, tokens[index]]
-                progress.append(self._take(request, fresh, result.logprobs.get(index), scores))
+                taken = self._take(request, fresh, result.logprobs.get(index), scores)
+                taken.drafted, taken.accepted = len(plan.drafts.get(index, ())), len(accepted)
+                progress.append(taken)
                 if request.row >= 0 and self._speculator is not None:
                     self._ledger.trim(request, plan.guess)
                     request.guessed = request.ahead  # what lies behind its blocks was guessed from nothing

@@ -23,8 +23,9 @@ class Progress(msgspec.Struct, gc=False):
     """What one step brought one request.
 
     ``token_ids`` may be empty where only prompt log-probabilities came or the request failed. ``logprobs`` is
-    aligned with ``token_ids``. ``prompt_logprobs`` continues the ones delivered before, without gap or overlap.
-    ``first``: these are the request's first tokens. ``error`` says why ``finish_reason`` is ``"error"``.
+    aligned with ``token_ids``. Of ``drafted`` tokens ``accepted`` were right. ``prompt_logprobs`` continues the ones
+    delivered before, without gap or overlap. ``first``: these are the request's first tokens. ``error`` says why
+    ``finish_reason`` is ``"error"``.
     """
 
     request: Request
@@ -34,6 +35,8 @@ class Progress(msgspec.Struct, gc=False):
     finish_reason: str | None = None
     first: bool = False
     error: str | None = None
+    drafted: int = 0
+    accepted: int = 0
 
 
 class StepBuilder:
