@@ -83,7 +83,7 @@ class Bench:
         return LLM(
             plugins=[self.plugin()],
             model={"path": str(self.target), "loader": "widened", "max_length": 2048},
-            scheduler={"max_sequences": 64},
+            scheduler={"max_sequences": 256},
             cache={"blocks": 64 * 40},
             **({"speculation": speculation} if speculation else {}),
         )

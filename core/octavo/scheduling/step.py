@@ -23,7 +23,7 @@ class Progress(msgspec.Struct, gc=False):
     """What one step brought one request.
 
     ``token_ids`` may be empty where only prompt log-probabilities came or the request failed. ``logprobs`` is
-    aligned with ``token_ids``. Of ``drafted`` tokens ``accepted`` were right. ``prompt_logprobs`` continues the ones
+    aligned with ``token_ids``. Of ``drafted`` tokens ``accepted`` were right. ``prompt_logprobs`` continues those
     delivered before, without gap or overlap. ``first``: these are the request's first tokens. ``error`` says why
     ``finish_reason`` is ``"error"``.
     """
