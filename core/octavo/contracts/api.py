@@ -122,6 +122,8 @@ class RequestSummary:
     queue_time: float | None
     time_to_first_token: float | None
     duration: float
+    drafted_tokens: int = 0  # guessed ahead and verified
+    accepted_tokens: int = 0  # of them right
 
 
 @dataclass(frozen=True, slots=True)

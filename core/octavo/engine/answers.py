@@ -78,7 +78,9 @@ class Answers:
     """All answers to one request."""
 
     __slots__ = (
+        "_accepted",
         "_answers",
+        "_drafted",
         "_early",
         "_opened",
         "_prompt_scores",
@@ -100,6 +102,7 @@ class Answers:
         self._early: list[Delta] = []
         self._prompt_scores: list[TokenScore] = []
         self._opened = False
+        self._drafted = self._accepted = 0
         self._scheduled_at: float | None = None
         self._started_at: float | None = None
         self.prompt = PromptInfo(submit.prompt_ids, 0, None)
@@ -125,6 +128,8 @@ class Answers:
             raise error
         if output.pooled is not None:
             self.pooled = output.pooled
+        self._drafted += output.drafted
+        self._accepted += output.accepted
         if output.prompt_scores:
             self._prompt_scores += output.prompt_scores
         if not output.token_ids and output.finish_reason is None:
@@ -149,6 +154,8 @@ class Answers:
             queue_time=_since(submit.arrival, self._scheduled_at),
             time_to_first_token=_since(submit.arrival, self._started_at),
             duration=now - submit.arrival,
+            drafted_tokens=self._drafted,
+            accepted_tokens=self._accepted,
         )
 
     def _in_order(self, delta: Delta, output: Output, now: float) -> list[Delta]:

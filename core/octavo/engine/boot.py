@@ -104,7 +104,6 @@ def build_core(resolved: Resolved) -> EngineCore:
         root=root,
         validate=validate,
         unsafe=unsafe if resolved.speculates else (),
-        overlap=not resolved.speculates,
         adapters=adapters,
         structured=structured,
     )

@@ -72,8 +72,7 @@ class EngineCore:
 
     ``ready`` tells the other side what was built; ``validate`` raises :class:`RequestError` for parameters that
     a logits processor refuses. Requests that use one of the ``unsafe`` processors are not speculated on.
-    Without ``overlap`` a step waits for the last one's tokens, as drafts need them. ``failure`` is the error that
-    ended the engine.
+    ``failure`` is the error that ended the engine.
     """
 
     def __init__(
@@ -85,7 +84,6 @@ class EngineCore:
         root: RootHash,
         validate: Callable[[SamplingParams], None] | None = None,
         unsafe: Sequence[LogitsProcessor] = (),
-        overlap: bool = True,
         clock: Callable[[], float] = time.monotonic,
         adapters: Adapters | None = None,
         structured: NoStructuredOutputs | None = None,
@@ -97,7 +95,6 @@ class EngineCore:
         self._root = root
         self._validate = validate
         self._unsafe = unsafe
-        self._depth = executor.depth if overlap else 0
         self._clock = clock
         self._adapters = adapters
         self._structured = structured or NoStructuredOutputs("the engine was built without")
@@ -216,7 +213,10 @@ class EngineCore:
             self._note_starts(scheduled)
             if scheduled.plan.masked:
                 self._sample(scheduled, pending)
-        if self._flying and (scheduled is None or len(self._flying) > self._depth):
+        depth = self._executor.depth if self._scheduler.overlaps else 0
+        if self._flying and (scheduled is None or len(self._flying) > depth):
+            self._land()
+        while len(self._flying) > depth:  # more than one only where overlap ends
             self._land()
         if self._structured.waiting:
             for submit, refusal in self._structured.poll():
@@ -263,7 +263,7 @@ class EngineCore:
 
     def _output(self, progress: Progress) -> Output:
         request = progress.request
-        output = Output(request.id, progress.token_ids)
+        output = Output(request.id, progress.token_ids, drafted=progress.drafted, accepted=progress.accepted)
         if progress.logprobs is not None:
             output.scores = [_score(entry) for entry in progress.logprobs]
         if progress.prompt_logprobs is not None:

@@ -356,7 +356,13 @@ class LLM:
             return
         summary = job.answers.summary(now)
         job.output.finished = True
-        job.output.metrics = RequestMetrics(summary.queue_time, summary.time_to_first_token, summary.duration)
+        job.output.metrics = RequestMetrics(
+            summary.queue_time,
+            summary.time_to_first_token,
+            summary.duration,
+            summary.drafted_tokens,
+            summary.accepted_tokens,
+        )
         if self._observers.wanted:
             self._observers.tell(summary)
         finished()

@@ -144,7 +144,13 @@ def _graph_bytes(resolved: Resolved) -> int:
     ctx = resolved.context
     if ctx.device.type == "cpu":
         return 0
-    return 8 * min(ctx.max_sequences, 1024) * (ctx.model.vocab_size + 8 * ctx.model.hidden_size)
+    positions = 8 * min(ctx.max_sequences, 1024)
+    if resolved.speculates:  # each shape that verifies keeps its logits, float32
+        from octavo.run.graphs import LENGTHS, verify_shapes
+
+        shapes = verify_shapes(ctx.max_sequences, LENGTHS[-1], LENGTHS[-1] + 1)
+        positions += 4 * sum(rows * queries for rows, queries in shapes)
+    return positions * (ctx.model.vocab_size + 8 * ctx.model.hidden_size)
 
 
 def _gib(number: int) -> str:

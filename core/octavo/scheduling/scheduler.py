@@ -88,6 +88,12 @@ class Scheduler:
         """True while any request is unfinished. ``schedule`` may still have nothing to do just now."""
         return len(self._ledger) > 0
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether ``schedule`` may be called before ``update`` has brought the last step's tokens. Drafts follow
+        known tokens, so while there are any it may not."""
+        return self._speculator is None or self._speculator.resting
+
     def add(self, request: Request) -> None:
         """Queue a request.
 
@@ -177,7 +183,9 @@ class Scheduler:
                 if index in plan.drafts:
                     self._settle(request, len(plan.drafts[index]), len(accepted))
                 fresh = [*accepted, tokens[index]]
-                progress.append(self._take(request, fresh, result.logprobs.get(index), scores))
+                taken = self._take(request, fresh, result.logprobs.get(index), scores)
+                taken.drafted, taken.accepted = len(plan.drafts.get(index, ())), len(accepted)
+                progress.append(taken)
                 if request.row >= 0 and self._speculator is not None:
                     self._ledger.trim(request, plan.guess)
                     request.guessed = request.ahead  # what lies behind its blocks was guessed from nothing

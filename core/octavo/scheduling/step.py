@@ -27,9 +27,9 @@ class Progress(msgspec.Struct, gc=False):
     """What one step brought one request.
 
     ``token_ids`` may be empty where only prompt log-probabilities came or the request failed. ``logprobs`` is
-    aligned with ``token_ids``. ``prompt_logprobs`` continues the ones delivered before, without gap or overlap.
-    ``first``: these are the request's first tokens. ``error`` says why ``finish_reason`` is ``"error"``.
-    ``pooled`` float32 [hidden_size] is the result of a request that pools.
+    aligned with ``token_ids``. Of ``drafted`` tokens ``accepted`` were right. ``prompt_logprobs`` continues those
+    delivered before, without gap or overlap. ``first``: these are the request's first tokens. ``error`` says why
+    ``finish_reason`` is ``"error"``. ``pooled`` float32 [hidden_size] is the result of a request that pools.
     """
 
     request: Request
@@ -40,6 +40,8 @@ class Progress(msgspec.Struct, gc=False):
     first: bool = False
     error: str | None = None
     pooled: np.ndarray | None = None
+    drafted: int = 0
+    accepted: int = 0
 
 
 class StepBuilder:
