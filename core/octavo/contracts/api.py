@@ -144,7 +144,7 @@ class EngineClient(Protocol):
 
     @property
     def tool_parsers(self) -> Mapping[str, ToolParserRecord]:
-        """What plugins contribute through ``octavo_tool_parsers``, by name."""
+        """What plugins contribute through ``octavo_tool_parsers``, by name. Known from the start."""
         ...
 
     @property

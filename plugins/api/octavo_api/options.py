@@ -36,6 +36,13 @@ class OpenAIOptions(Section):
         ["enable_thinking", "thinking", "reasoning_effort"],
         description="Names that `chat_template_kwargs` may set.",
     )
+    tool_parser: str = Field(
+        "auto", description="How the model writes tool calls: `auto` goes by its chat template; `none`; or a name."
+    )
+    reasoning: Literal["auto", "none", "think", "magistral", "seed"] = Field(
+        "auto",
+        description="Marks around a reasoning: `auto` goes by the chat template; `none`: it is text.",
+    )
     report_cached_tokens: bool = Field(
         True, description="Tell clients how much of a prompt came from the prefix cache."
     )

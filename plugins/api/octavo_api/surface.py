@@ -12,6 +12,7 @@ from starlette.responses import Response
 from octavo import __version__
 from octavo.contracts.api import EngineClient
 from octavo_api.answer import json_response
+from octavo_api.calling import check_tool_parser
 from octavo_api.generate import Generation, check_ready
 from octavo_api.guard import Call, Endpoint, Guard
 from octavo_api.metrics import Metrics
@@ -33,6 +34,7 @@ class OpenAISurface:
     prefix = ""
 
     def __init__(self, client: EngineClient, options: OpenAIOptions) -> None:
+        check_tool_parser(client, options)
         self._client = client
         self._options = options
         self._names = Names(client, options)
