@@ -53,6 +53,9 @@ class SpeculationSection(Section):
 
     use: Use = Field(default="none", description="Proposer; `none`: off; `auto`: the one of highest rank.")
     options: Options = Field(default={}, description="Options of the proposer that `use` names.")
+    adapt: bool = Field(
+        default=True, description="Draft only as much as measured times and acceptance make worth while."
+    )
 
 
 class StructuredSection(StructuredLimits):

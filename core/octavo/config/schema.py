@@ -104,7 +104,7 @@ class SchedulerLimits(Section):
     max_batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto", description="Token budget of one step; auto: 1024 on a CPU, 8192 on a GPU."
     )
-    max_queue: int = Field(default=4096, ge=1, description="Waiting requests; one more is refused with 503.")
+    max_queue: int = Field(default=4096, ge=1, description="Waiting requests; one more is refused with 429.")
 
 
 class StructuredLimits(Section):

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from octavo.contracts.api import EngineStats
+from octavo.contracts.api import POOLINGS, EngineStats
 from octavo.contracts.executor import Executor, PendingStep, RowLogprobs
 from octavo.contracts.sampling import LogitsProcessor
 from octavo.engine.adapters import Adapters
@@ -144,6 +144,8 @@ class EngineCore:
                 param="priority",
             )
         self._structured.check(submit.params)
+        if submit.pooling not in ("", *POOLINGS) or (submit.pooling and submit.params.n != 1):
+            raise RequestError(f"pooling must be one of {', '.join(POOLINGS)}, for one answer.", param="pooling")
         if self._validate is not None:
             self._validate(submit.params)
 
@@ -267,6 +269,8 @@ class EngineCore:
         if progress.first:
             output.cached_tokens = request.cached_tokens
             output.scheduled_at = self._scheduled_at.pop(request.id, None)
+        if progress.pooled is not None:
+            output.pooled = progress.pooled.astype("<f4").tobytes()
         if progress.finish_reason is not None:
             output.finish_reason, output.stop_reason = progress.finish_reason, request.stop_reason
             output.error = progress.error
@@ -369,7 +373,8 @@ def _request(submit: Submit, index: int, root: bytes, adapter_key: int, speculat
         eos_ids=frozenset(submit.eos_ids),
         seed=(submit.seed + index) & SEED_MASK,
         bad_word_ids=submit.bad_word_ids,
-        speculates=speculates,
+        speculates=speculates and not submit.pooling,
+        pooling=submit.pooling,
     )
 
 

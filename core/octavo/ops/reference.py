@@ -22,6 +22,12 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
     return rms_norm(residual.add_(x), weight, eps)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """``x`` [tokens, in] times ``weight`` [out, in], plus ``bias`` [out]; answered in ``dtype``, or ``x``'s."""
+    out = F.linear(x, weight, bias)
+    return out if dtype is None else out.to(dtype)
+
+
 def silu_mul(gate_up: Tensor) -> Tensor:
     """SwiGLU's gate (arXiv 2002.05202): [tokens, 2 * n] holding gate and up side by side, to [tokens, n]."""
     gate, up = gate_up.chunk(2, dim=-1)

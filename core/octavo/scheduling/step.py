@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from octavo.contracts.executor import RowLogprobs, RowStart, StepPlan
 from octavo.scheduling.request import Request
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(slots=True)
@@ -25,6 +29,7 @@ class Progress(msgspec.Struct, gc=False):
     ``token_ids`` may be empty where only prompt log-probabilities came or the request failed. ``logprobs`` is
     aligned with ``token_ids``. ``prompt_logprobs`` continues the ones delivered before, without gap or overlap.
     ``first``: these are the request's first tokens. ``error`` says why ``finish_reason`` is ``"error"``.
+    ``pooled`` float32 [hidden_size] is the result of a request that pools.
     """
 
     request: Request
@@ -34,6 +39,7 @@ class Progress(msgspec.Struct, gc=False):
     finish_reason: str | None = None
     first: bool = False
     error: str | None = None
+    pooled: np.ndarray | None = None
 
 
 class StepBuilder:
@@ -86,6 +92,7 @@ class StepBuilder:
                 stop_ids=sorted(request.stop_ids),
                 bad_word_ids=request.bad_word_ids,
                 adapter_slot=request.adapter_slot,
+                pooling=request.pooling,
             )
         )
         self._blocks.append((request.row, 0, list(request.blocks)))
@@ -112,8 +119,10 @@ class StepBuilder:
         self._chunk_counts.append(tokens)
         self._chunk_positions.append(request.computed - count)
 
-    def build(self, ends: list[int], adapters: list[tuple[int, int]]) -> Scheduled | None:
-        """The finished plan, or ``None`` when nothing was granted."""
+    def build(
+        self, ends: list[int], adapters: list[tuple[int, int]], guess: int, block_size: int
+    ) -> Scheduled | None:
+        """The finished plan, or ``None`` when nothing was granted. ``guess`` is its own."""
         requests = self.singles + self._chunks
         if not requests:
             return None
@@ -129,6 +138,8 @@ class StepBuilder:
             samples=samples,
             adapters=adapters,
             drafts={len(self.singles) + index: drafts for index, drafts in self._drafts.items()},
+            guess=guess,
+            room=[len(request.blocks) * block_size for request in requests] if guess else [],
         )
         if self._masked:
             plan.masked = [

@@ -168,9 +168,8 @@ class SimulatedExecutor:
             known = len(self._rows[row].tokens) + len(draft)
             _require(not draft or end == known, f"Row {row} has a draft, but is not complete.")
             _require(end <= known, f"Row {row} computes up to position {end}, but only {known} tokens are known.")
-            _require(
-                plan.samples[index] == (end == known), f"Row {row} must sample if, and only if, it is complete."
-            )
+            complete = end == known and not self._rows[row].start.pooling
+            _require(plan.samples[index] == complete, f"Row {row} must sample if, and only if, it is complete.")
 
     def _write(
         self, row: int, position: int, count: int, digests: list[int], written: set[tuple[int, int]]
@@ -178,6 +177,7 @@ class SimulatedExecutor:
         state = self._rows[row]
         if state.computed < 0:  # the first chunk: what lies before it is taken from the prefix cache
             _require(position % self._block_size == 0, f"Row {row} starts at {position}, inside a block.")
+            _require(not position or state.start.pooling != "mean", f"Row {row} misses the beginning of its mean.")
         else:
             _require(
                 position == state.computed, f"Row {row} has computed {state.computed}, not {position}, tokens."
@@ -216,6 +216,8 @@ class SimulatedExecutor:
                 scores = [state.score(place, state.tokens[place + 1]) for place in range(start, last)]
                 if scores:
                     result.prompt_logprobs[index] = scores
+            if state.start.pooling and end == state.start.prompt_length:
+                result.pooled[index] = state.pooled()
             if plan.samples[index]:
                 fresh = self._new_tokens(state, plan.drafts.get(index, []), allowed.get(index))
                 if state.start.params.logprobs is not None:
@@ -292,6 +294,11 @@ class _Row:
                 break
             token = (token + 1) % vocab_size
         return token
+
+    def pooled(self) -> np.ndarray:
+        """Made-up hidden states, float32 [4], of all tokens."""
+        numbers = [hash((self.digests[-1], self.start.pooling == "mean", place)) % 1000 for place in range(4)]
+        return np.array(numbers, np.float32) + 1
 
     def score(self, place: int, token: int) -> RowLogprobs:
         """Made-up log-probability of ``token`` after position ``place``."""

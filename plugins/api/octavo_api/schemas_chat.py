@@ -111,10 +111,12 @@ TemplateKwargs = Annotated[
 class ChatBody(ToolFields, StructuredBody, GenerationBody):
     """A chat completion request."""
 
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] = Field(
+        description="The conversation so far."
+    )
     max_completion_tokens: Int | None = Field(None, description="OpenAI's newer name of max_tokens.")
-    logprobs: bool | None = None
-    top_logprobs: Int | None = None
+    logprobs: bool | None = Field(None, description="Report each token's log-probability.")
+    top_logprobs: Int | None = Field(None, description="Likeliest tokens to report at each place, beside it.")
     add_generation_prompt: bool | None = Field(
         None, description="End the prompt with the start of an answer; default: unless a message is continued."
     )

@@ -21,7 +21,6 @@ _COMMON: Final[Neutral] = {
     "best_of": (1,),
     "use_beam_search": (False,),
     "length_penalty": (1, 1.0),
-    "truncate_prompt_tokens": (),
     "spaces_between_special_tokens": (True,),
     "return_tokens_as_token_ids": (False,),
     "guided_decoding_backend": (),
@@ -30,8 +29,36 @@ _COMMON: Final[Neutral] = {
     "store": (False,),
     "metadata": ({},),
 }
+_OTHER_SERVERS: Final[Neutral] = {  # of vLLM and SGLang
+    "truncation_side": ("left",),
+    "logprob_token_ids": (),
+    "thinking_token_budget": (-1,),
+    "repetition_detection": (),
+    "watermarking": (),
+    "session_id": (),
+    "return_prompt_text": (False,),
+    "return_token_offsets": (False,),
+    "return_weight_versions": (False,),
+    "kv_transfer_params": (),
+    "ec_transfer_params": (),
+    "vllm_xargs": (),
+    "stream_interval": (1,),
+    "media_io_kwargs": (),
+    "mm_processor_kwargs": (),
+    "data_parallel_rank": (),
+    "stop_regex": (),
+    "no_stop_trim": (False,),
+    "lora_path": (),
+    "custom_logit_processor": (),
+    "custom_params": (),
+    "rid": (),
+    "return_hidden_states": (False,),
+    "session_params": (),
+    "input_ids": (),
+}
 _CHAT: Final[Neutral] = {
     **_COMMON,
+    **_OTHER_SERVERS,
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -44,10 +71,10 @@ _CHAT: Final[Neutral] = {
     "documents": ([],),
     "echo": (False,),
     "add_special_tokens": (False,),
-    "mm_processor_kwargs": (),
 }
 _COMPLETION: Final[Neutral] = {
     **_COMMON,
+    **_OTHER_SERVERS,
     "suffix": ("",),
     "prompt_embeds": (),
 }
@@ -73,7 +100,7 @@ def check_chat(body: ChatBody, *, ignore_unknown: bool) -> None:
         check_extras(body.tool_choice, {}, "tool_choice.", ignore_unknown=ignore_unknown)
         check_extras(body.tool_choice.function, {}, "tool_choice.function.", ignore_unknown=ignore_unknown)
     for index, message in enumerate(body.messages):
-        _check_message(message, f"messages[{index}].", ignore_unknown)
+        check_message(message, f"messages[{index}].", ignore_unknown)
     _check_stream_options(body, ignore_unknown)
 
 
@@ -114,7 +141,8 @@ def _check_structured(body: StructuredBody, ignore_unknown: bool) -> None:
         check_extras(body.structured_outputs, _STRUCTURED, "structured_outputs.", ignore_unknown=False)
 
 
-def _check_message(message: Message, where: str, ignore_unknown: bool) -> None:
+def check_message(message: Message, where: str, ignore_unknown: bool) -> None:
+    """Likewise for one message, which stands at ``where``."""
     if message.model_extra:
         check_extras(message, _MESSAGE, where, ignore_unknown=ignore_unknown)
     for index, call in enumerate(message.tool_calls or ()):

@@ -89,6 +89,11 @@ class Sampler:
         self._words = upload(token_words(vocab_size), device)
         self._layout: Layout | None = None
 
+    @property
+    def reads_drafts(self) -> bool:
+        """Whether a row's next step depends on the tokens of its draft, which the host must know then."""
+        return any(feature.active for feature in self._remembering)
+
     def validate(self, start: RowStart) -> None:
         """Refuse what ``admit`` could not serve, with :class:`RequestError`. Keeps nothing; ``row`` is not read."""
         check_ids(start, self._vocab_size)
@@ -179,11 +184,13 @@ class Sampler:
     def _draw(self, logits: torch.Tensor, layout: Layout, drawn: Subset, positions: IntArray) -> torch.Tensor:
         """Tokens int64 [m] for the rows that are not greedy; their ``logits`` [m, vocab] are overwritten."""
         inner, temperature = layout.once("drawn", lambda: self._inner(drawn))
+        keys = upload(row_keys(self._seeds[drawn.rows], positions[drawn.index]), self._device)
+        if not any(truncation.wanted(inner) for truncation in self._truncations):
+            return self._race(logits, temperature, self._words, keys)
         scaled = logits.div_(temperature)
         for truncation in self._truncations:
             truncation.apply(scaled, inner)
-        keys = row_keys(self._seeds[drawn.rows], positions[drawn.index])
-        return self._race(scaled, self._words, upload(keys, self._device))
+        return self._race(scaled, None, self._words, keys)
 
     def _inner(self, drawn: Subset) -> tuple[Layout, torch.Tensor]:
         inner = Layout(drawn.rows, self._device)
