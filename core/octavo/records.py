@@ -133,9 +133,13 @@ class QuantizationRecord(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionRecord(Record):
-    """``build`` returns an :class:`octavo.contracts.attention.AttentionBackend`."""
+    """``build`` returns an :class:`octavo.contracts.attention.AttentionBackend`.
+
+    ``compiles_ahead``: its kernels are launched through :func:`octavo.ahead.launch`.
+    """
 
     graph_safe: bool = False
+    compiles_ahead: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,9 +151,13 @@ class LoraRecord(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpRecord(Record):
-    """Another implementation of one operation of :mod:`octavo.ops`; ``op`` is its name there."""
+    """Another implementation of one operation of :mod:`octavo.ops`; ``op`` is its name there.
+
+    ``compiles_ahead``: it runs on the meta device, its kernels launched through :func:`octavo.ahead.launch`.
+    """
 
     op: str
+    compiles_ahead: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

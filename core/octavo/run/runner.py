@@ -23,6 +23,7 @@ from octavo.run.adapters import NoAdapters
 from octavo.run.graphs import DecodeGraphs
 from octavo.run.guesser import NoGuesser, Sampling
 from octavo.run.pooling import Pooled, Pooler
+from octavo.run.prompt_graphs import PromptGraphs
 from octavo.run.rows import Rows
 from octavo.run.sampler import Logprobs, Sampled, Sampler
 from octavo.run.step import Samples, StepInputs, build_step
@@ -42,7 +43,7 @@ PromptLogprobs = dict[int, list[Logprobs]]
 
 
 class Runner:
-    """Holds the model, the caches and the rows of one rank. With ``graphs``, decode steps are replayed."""
+    """Holds the model, the caches and the rows of one rank. Steps that one of ``graphs`` covers are replayed."""
 
     def __init__(
         self,
@@ -53,7 +54,7 @@ class Runner:
         sampler: Sampler,
         block_size: int,
         device: torch.device,
-        graphs: DecodeGraphs | None = None,
+        graphs: Sequence[DecodeGraphs | PromptGraphs] = (),
         adapters: NoAdapters | None = None,
         guesser: NoGuesser | None = None,
     ) -> None:
@@ -69,9 +70,10 @@ class Runner:
         """Start the step. On a CPU it has run when this returns."""
         self._update_rows(plan)
         plan = self._guesser.begin(plan, self._sampler.reads_drafts)
-        if self._graphs is not None and self._graphs.covers(plan) and not self._rows.prompt_logprobs:
+        graphs = next((graphs for graphs in self._graphs if graphs.covers(plan)), None)
+        if graphs is not None and not self._rows.prompt_logprobs:
             logits: Tensor | None
-            step, hidden, taps, logits = self._graphs.run(plan)
+            step, hidden, taps, logits = graphs.run(plan)
             prompt_logprobs: PromptLogprobs = {}
             pooled = None
         else:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import triton
 
+from octavo.ahead import launch
 from octavo.contracts.attention import AttentionSpec
 from octavo_attention.kernels.decode import decode_kernel, split_kernel
 from octavo_attention.kernels.kv_write import kv_write_kernel
@@ -113,7 +114,9 @@ def write(
     wait inside (from Hopper on).
     """
     _, kv_heads, _, block_size, head_dim = cache.shape
-    kv_write_kernel[(key.shape[0],)](
+    launch(
+        kv_write_kernel,
+        (key.shape[0],),
         key,
         value,
         cache,
@@ -153,7 +156,9 @@ def split(plan: AttentionPlan, spec: AttentionSpec, config: DecodeConfig) -> tor
             rows *= 4
         part = max(1, _SEARCHED // rows)
         runs = torch.empty((config.programs + 1, 4), dtype=torch.int32, device=plan.batch.seq_lens.device)
-        split_kernel[(triton.cdiv(config.programs, part),)](
+        launch(
+            split_kernel,
+            (triton.cdiv(config.programs, part),),
             plan.batch.seq_lens,
             runs,
             plan.decode_rows,
@@ -186,7 +191,9 @@ def decode(
     used = triton.next_power_of_2(plan.queries * (spec.num_heads // spec.num_kv_heads))
     slots = 2 * config.programs * used
     partial = scratch.partial(slots * (dim + 2))
-    decode_kernel[(config.programs,)](
+    launch(
+        decode_kernel,
+        (config.programs,),
         query,
         cache,
         batch.block_tables,
@@ -229,7 +236,9 @@ def prefill(
     """Attend for the plan's other rows, on any GPU."""
     batch = plan.batch
     work = plan.work_list(config.block_m // (spec.num_heads // spec.num_kv_heads))
-    prefill_kernel[(spec.num_kv_heads, work.count)](
+    launch(
+        prefill_kernel,
+        (spec.num_kv_heads, work.count),
         query,
         cache,
         batch.block_tables,

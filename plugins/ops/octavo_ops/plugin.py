@@ -92,6 +92,7 @@ def octavo_ops() -> Iterable[OpRecord]:
             summary=f"{op} in one Triton launch (NVIDIA GPUs from Ampere on).",
             op=op,
             rank=100,
+            compiles_ahead=True,
             supports=_supports,
             build=build,
         )
