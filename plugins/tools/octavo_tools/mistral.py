@@ -19,6 +19,7 @@ class MistralCalls:
         self._calls = 0
         self._state = "text"
         self._pending = self._space = self._name = ""
+        self._mark = _MARK  # with the white space behind it
         self._list: CallsReader | None = None
         self._object: ObjectReader | None = None
 
@@ -36,11 +37,11 @@ class MistralCalls:
         """See the contract."""
         rest = self._pending
         if self._state == "mark":
-            rest = _MARK
+            rest = self._mark
         elif self._state == "name":
-            rest = _MARK + self._name
+            rest = self._mark + self._name
         elif self._list is not None:
-            rest = "" if self._list.found else _MARK + self._list.held
+            rest = "" if self._list.found else self._mark + self._list.held
         called = self._calls > 0 or (self._list is not None and self._list.found)
         text = self._space + rest
         return [Piece(text)] if text and not (called and not text.strip()) else []
@@ -52,17 +53,20 @@ class MistralCalls:
             self._show(shown, pieces)
             return len(text)
         self._show(text[at:place], pieces)
-        self._state = "mark"
+        self._state, self._mark = "mark", _MARK
         return place + len(_MARK)
 
-    def _choose(self, text: str, at: int, _: list[Piece]) -> int:
-        if text[at] in " \t\r\n":
-            return at + 1
-        if text[at] in "[{":
+    def _choose(self, text: str, at: int, pieces: list[Piece]) -> int:
+        rest = text[at:].lstrip()
+        self._mark += text[at : len(text) - len(rest)]
+        if len(self._mark) > _LONGEST_NAME:
+            self._state = "text"
+            self._show(self._mark, pieces)
+        elif rest and rest[0] in "[{":
             self._state, self._list = "list", CallsReader(self._calls)
-        else:
+        elif rest:
             self._state, self._name = "name", ""
-        return at
+        return len(text) - len(rest)
 
     def _read_name(self, text: str, at: int, pieces: list[Piece]) -> int:
         place = text.find("{", at)
@@ -72,7 +76,7 @@ class MistralCalls:
         name = self._name.partition("[ARGS]")[0].partition("[CALL_ID]")[0].strip()
         if place < 0 or not name or any(char.isspace() for char in name):
             self._state = "text"
-            self._show(_MARK + self._name, pieces)
+            self._show(self._mark + self._name, pieces)
             return place if place >= 0 else len(text)
         pieces.append(Piece(call=self._calls, name=name))
         self._object, self._state, self._space = ObjectReader(self._calls, name), "object", ""
@@ -95,7 +99,7 @@ class MistralCalls:
         pieces += found
         if self._list.broken or self._list.done or at < len(text):
             if not self._list.found:
-                self._show(_MARK + self._list.held, pieces)
+                self._show(self._mark + self._list.held, pieces)
             self._calls, self._list, self._state = self._list.calls, None, "text"
         return at
 
