@@ -208,5 +208,20 @@ class ExecutorRecord(Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ToolParserRecord(Record):
+    """``build(tools)`` returns a :class:`octavo.contracts.tools.ToolParser` for one answer; ``tools`` are the
+    request's, as OpenAI's API has them.
+
+    ``detect``: whether a chat template (Jinja source) has its model write calls like this. ``special_tokens``: the
+    marks of a call may be special tokens, which answers must then keep. ``id_length``: of the ids of calls, where
+    the template is particular about it.
+    """
+
+    detect: Callable[[str], bool] = field(default=lambda _: False)
+    special_tokens: bool = False
+    id_length: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ApiRecord(Record):
     """``build(client, options)`` returns an :class:`octavo.contracts.api.ApiSurface`."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from octavo.contracts.lora import ServedAdapter
     from octavo.params import SamplingParams
+    from octavo.records import ToolParserRecord
 
 
 @dataclass(slots=True)
@@ -153,6 +154,16 @@ class EngineClient(Protocol):
     def vocab_size(self) -> int: ...
     @property
     def has_chat_template(self) -> bool: ...
+
+    @property
+    def chat_template(self) -> str:
+        """Jinja source of the chat template for requests with tools; empty where there is none."""
+        ...
+
+    @property
+    def tool_parsers(self) -> Mapping[str, ToolParserRecord]:
+        """What plugins contribute through ``octavo_tool_parsers``, by name. Known from the start."""
+        ...
 
     @property
     def default_sampling(self) -> Mapping[str, Any]:

@@ -25,6 +25,7 @@ from octavo.engine.stream import Stream
 from octavo.errors import ConfigError, EngineDeadError, NotReadyError, OverloadedError
 from octavo.params import SamplingParams
 from octavo.plugins.host import PluginHost
+from octavo.records import ToolParserRecord
 
 STALL_SECONDS: Final = 300.0
 """An engine that has not beaten for so long is no longer called alive. A long prompt on a CPU takes its time."""
@@ -306,6 +307,16 @@ class AsyncEngine:
     def has_chat_template(self) -> bool:
         """Whether ``render_chat`` can work."""
         return self._loaded.tokenizer.has_chat_template
+
+    @property
+    def chat_template(self) -> str:
+        """The template's source."""
+        return self._loaded.tokenizer.chat_template(tools=True) or ""
+
+    @property
+    def tool_parsers(self) -> Mapping[str, ToolParserRecord]:
+        """Those of the loaded plugins."""
+        return {item.record.name: item.record for item in self.host.tool_parsers()}
 
     @property
     def default_sampling(self) -> Mapping[str, Any]:

@@ -203,6 +203,10 @@ class TokensOnly:
         self.eos_ids = eos_ids
         self._reason = reason
 
+    def chat_template(self, tools: bool = False) -> str | None:
+        """No template."""
+        return None
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Refuses."""
         raise RequestError(f"text needs a tokenizer; send token ids. {self._reason}", param="prompt")

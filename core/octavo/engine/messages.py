@@ -88,8 +88,8 @@ class Output(msgspec.Struct, array_like=True):
 
     ``prompt_scores`` continue those that came before; they begin with the prompt's second token, for nothing
     precedes the first. ``cached_tokens`` and ``scheduled_at`` come with the first tokens. ``error`` is set
-    when the engine ended the request on a failure. ``pooled`` is float32 [hidden_size], little-endian. Of ``drafted``
-    guesses that the step verified ``accepted`` were right.
+    when the engine ended the request on a failure. ``pooled`` is float32 [hidden_size], little-endian. Of
+    ``drafted`` guesses that the step verified ``accepted`` were right.
     """
 
     id: int

@@ -23,6 +23,7 @@ from octavo.contracts.api import (
 from octavo.contracts.lora import ServedAdapter
 from octavo.errors import NotFoundError, RequestError
 from octavo.params import SamplingParams
+from octavo.records import ToolParserRecord
 
 BOS: Final = 256
 EOS: Final = 257
@@ -52,7 +53,8 @@ class ScriptedClient:
     """Implements :class:`octavo.contracts.api.EngineClient`. ``answer(prompt_text, index)`` is what it says.
 
     ``tokens_per_delta`` bytes come in one delta, ``delay`` seconds apart. ``fail_after`` deltas it raises
-    ``failure``. ``calls`` and ``aborted`` (request ids) tell a test what happened.
+    ``failure``. ``opening`` stands at the end of rendered prompts; ``rendered`` keeps what was rendered: messages,
+    tools, options. ``calls`` and ``aborted`` (request ids) tell a test what happened.
     """
 
     model_name: str = "scripted"
@@ -66,6 +68,12 @@ class ScriptedClient:
     fail_after: int = 0
     failure: Exception | None = None
     adapters: tuple[str, ...] = ()
+    chat_template: str = ""
+    tool_parsers: Mapping[str, ToolParserRecord] = field(default_factory=dict)
+    rendered: list[tuple[list[Mapping[str, Any]], list[Mapping[str, Any]], Mapping[str, Any]]] = field(
+        default_factory=list
+    )
+    opening: str = ""
     state: Health = field(default_factory=lambda: Health(alive=True, ready=True, heartbeat_age=0.01))
     figures: EngineStats = field(default_factory=lambda: EngineStats(total_blocks=100))
     calls: list[Call] = field(default_factory=list)
@@ -157,9 +165,13 @@ class ScriptedClient:
         template_options: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """``role: content`` a line."""
+        self.rendered.append((list(messages), list(tools or ()), template_options or {}))
         lines = [f"{message['role']}: {message['content']}" for message in messages]
         end = "" if continue_final_message else "\n"
-        return [BOS, *("\n".join(lines) + end + ("assistant: " if add_generation_prompt else "")).encode()]
+        return [
+            BOS,
+            *("\n".join(lines) + end + ("assistant: " + self.opening if add_generation_prompt else "")).encode(),
+        ]
 
     def models(self) -> list[ServedModel]:
         """The base model and the adapters."""

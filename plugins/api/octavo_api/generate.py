@@ -11,6 +11,7 @@ from octavo.contracts.api import Arrival, Delta, EngineClient
 from octavo.errors import NotReadyError, RequestError
 from octavo.params import SamplingParams
 from octavo_api.answer import Collected, Head, Usage, json_response
+from octavo_api.calling import offered_tools, read_as
 from octavo_api.chat import ChatFrames, chat_object
 from octavo_api.completions import CompletionFrames, Echo, completion_object
 from octavo_api.guard import Call
@@ -47,12 +48,13 @@ class Generation:
         params = chat_params(body, self.client.default_sampling, self.options)
         prompt = truncated(await self._render(body), body.truncate_prompt_tokens, self.client)
         params = within_room(params, self.options.default_max_tokens, self.client.max_length - len(prompt))
+        params, reading = await read_as(body, params, prompt, self.client, self.options)
         deltas = self._generate(call, body, params, [prompt], adapter)
         head, usage = Head.new("chatcmpl-", model), Usage(self.options.report_cached_tokens)
         if body.stream:
-            return await self._stream(call, deltas, ChatFrames(body, head, usage))
-        collected = await _collect(deltas, Collected.empty(1, params.n, usage))
-        return json_response(chat_object(body, head, collected))
+            return await self._stream(call, deltas, ChatFrames(body, head, usage, reading))
+        collected = await _collect(deltas, Collected.empty(1, params.n, usage, reading))
+        return json_response(chat_object(body, head, collected, reading))
 
     async def completion(self, call: Call) -> Response:
         """``POST /v1/completions``."""
@@ -89,6 +91,7 @@ class Generation:
         begin = not proceed if body.add_generation_prompt is None else body.add_generation_prompt
         return await self.client.render_chat(
             [message.for_template() for message in body.messages],
+            tools=offered_tools(body, self.client),
             add_generation_prompt=begin,
             continue_final_message=proceed,
             template_options=kwargs or None,

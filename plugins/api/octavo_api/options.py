@@ -42,6 +42,13 @@ class OpenAIOptions(Section):
         ["enable_thinking", "thinking", "reasoning_effort"],
         description="Names that `chat_template_kwargs` may set.",
     )
+    tool_parser: str = Field(
+        "auto", description="How the model writes tool calls: `auto` goes by its chat template; `none`; or a name."
+    )
+    reasoning: Literal["auto", "none", "think", "magistral", "seed"] = Field(
+        "auto",
+        description="Marks around a reasoning: `auto` goes by the chat template; `none`: it is text.",
+    )
     scoring: Literal["none", "cosine"] = Field(
         "none",
         description="Serve /v1/score and /v1/rerank with the `cosine` of embeddings; for embedding models.",

@@ -14,6 +14,7 @@ from octavo import __version__
 from octavo.contracts.api import EngineClient
 from octavo_api.admin import admin_routes
 from octavo_api.answer import json_response
+from octavo_api.calling import check_tool_parser
 from octavo_api.embeddings import Embeddings
 from octavo_api.generate import Generation, check_ready
 from octavo_api.guard import Call, Guard
@@ -42,6 +43,7 @@ class OpenAISurface:
     prefix = ""
 
     def __init__(self, client: EngineClient, options: OpenAIOptions) -> None:
+        check_tool_parser(client, options)
         self._client = client
         self._options = options
         self._names = Names(client, options)

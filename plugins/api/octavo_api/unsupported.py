@@ -13,6 +13,7 @@ from octavo_api.schemas import Body
 from octavo_api.schemas_chat import ChatBody, Message
 from octavo_api.schemas_completions import CompletionBody
 from octavo_api.schemas_structured import StructuredBody
+from octavo_api.schemas_tools import NamedChoice
 
 Neutral = Mapping[str, Sequence[Any]]
 
@@ -58,9 +59,6 @@ _OTHER_SERVERS: Final[Neutral] = {  # of vLLM and SGLang
 _CHAT: Final[Neutral] = {
     **_COMMON,
     **_OTHER_SERVERS,
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -85,8 +83,6 @@ _MESSAGE: Final[Neutral] = {
     "annotations": ([],),
     "audio": (),
     "function_call": (),
-    "reasoning": ("",),
-    "reasoning_content": ("",),
 }
 _STRUCTURED: Final[Neutral] = {"structural_tag": (), "disable_additional_properties": (False,)}
 _STREAM_OPTIONS: Final[Neutral] = {"include_obfuscation": (False,)}
@@ -97,6 +93,12 @@ def check_chat(body: ChatBody, *, ignore_unknown: bool) -> None:
     """Raise :class:`RequestError` for the first field of a chat request that can't be honoured."""
     check_extras(body, _CHAT, "", ignore_unknown=ignore_unknown)
     _check_structured(body, ignore_unknown)
+    for index, tool in enumerate(body.tools or ()):
+        check_extras(tool, {}, f"tools[{index}].", ignore_unknown=ignore_unknown)
+        check_extras(tool.function, {}, f"tools[{index}].function.", ignore_unknown=ignore_unknown)
+    if isinstance(body.tool_choice, NamedChoice):
+        check_extras(body.tool_choice, {}, "tool_choice.", ignore_unknown=ignore_unknown)
+        check_extras(body.tool_choice.function, {}, "tool_choice.function.", ignore_unknown=ignore_unknown)
     for index, message in enumerate(body.messages):
         check_message(message, f"messages[{index}].", ignore_unknown)
     _check_stream_options(body, ignore_unknown)

@@ -24,8 +24,8 @@ class Bnb4Format:
     ``weight`` [out * in / 2 bytes, 1], of any type that bytes were put into, holds codes row after row, the high
     half of a byte first. ``weight.absmax`` has a scale for each ``block`` codes in that order, float32 or,
     quantised once more, uint8: then ``weight.nested_quant_map`` float32 [256] at that number, times
-    ``weight.nested_absmax`` (one for each ``nested_block``), plus an offset. ``weight.quant_map`` float32 [16] is the
-    table.
+    ``weight.nested_absmax`` (one for each ``nested_block``), plus an offset. ``weight.quant_map`` float32 [16] is
+    the table.
 
     Rows may begin inside a block. Ranks that share a layer's inputs each read all of it.
     """
