@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -42,6 +43,7 @@ _TEXTS: Final = {
     503: "The server starts or stops.",
     504: "The answer took longer than this server allows.",
 }
+_PARAMETER: Final = re.compile(r"{(\w+)")
 _WITHOUT_BODY: Final = (401, 404, 500, 503)
 _PUBLIC: Final = (500, 503)
 
@@ -74,6 +76,10 @@ class Route:
         if self.body is not None:
             schema = {"$ref": REFERENCE.format(model=self.body.__name__)}
             about["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+        if names := _PARAMETER.findall(self.path):
+            about["parameters"] = [
+                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
+            ]
         if self.keyed:
             about["security"] = [{"key": []}]
         return about
