@@ -85,9 +85,8 @@ class Route:
         return about
 
     def _contents(self) -> dict[str, Any]:
-        return {
-            kind: {"schema": {"type": "object"} if "json" in kind else {"type": "string"}} for kind in self.answers
-        }
+        schemas = {"application/json": {"type": "object"}, "text/event-stream": {}}
+        return {kind: {"schema": schemas.get(kind, {"type": "string"})} for kind in self.answers}
 
 
 def posted(
