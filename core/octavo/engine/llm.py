@@ -259,7 +259,10 @@ class LLM:
     def _answer(self, jobs: Sequence[_Job], bar: bool) -> list[RequestOutput]:
         shown = tqdm(total=len(jobs), unit="prompt", disable=not bar)
         with self._turn, shown as progress, polite_interrupts() as check:
-            self._run(jobs, progress.update, check)
+            try:
+                self._run(jobs, progress.update, check)
+            finally:
+                self._core.handle(Abort([number for job in jobs for number in job.answers.unfinished]))
         return [job.output for job in jobs]
 
     def _check_alive(self) -> None:
@@ -297,24 +300,21 @@ class LLM:
         submit, answers = self._frontend.submit(
             prompt_ids, bad_word_ids, params, adapter=adapter, priority=priority, pooling=pooling
         )
-        self._core.check(submit)
+        self._core.prepare(submit)
         outputs = [CompletionOutput(index, "", []) for index in range(params.n)]
         text = prompt if isinstance(prompt, str) else None
         return _Job(submit, answers, RequestOutput(answers.label, text, prompt_ids, outputs))
 
     def _run(self, jobs: Sequence[_Job], finished: Callable[[], object], check: Callable[[], None]) -> None:
         waiting, live = deque(jobs), dict[int, _Job]()
-        try:
-            while waiting or live:
-                check()
-                while waiting and self._has_room(len(live), waiting[0].submit.params.n):
-                    job = waiting.popleft()
-                    live.update(dict.fromkeys(job.answers.ids, job))
-                    self._core.handle(job.submit)
-                for message in self._core.step():
-                    self._take(message, live, finished)
-        finally:
-            self._core.handle(Abort(list(live)))
+        while waiting or live:
+            check()
+            while waiting and self._has_room(len(live), waiting[0].submit.params.n):
+                job = waiting.popleft()
+                live.update(dict.fromkeys(job.answers.ids, job))
+                self._core.handle(job.submit)
+            for message in self._core.step():
+                self._take(message, live, finished)
 
     def _has_room(self, live: int, more: int) -> bool:
         return not live or live + more <= self._core.ready.max_queue
