@@ -41,7 +41,6 @@ _UNSUPPORTED: Final[Neutral] = {
     "container": (),
     "mcp_servers": ([],),
     "context_management": (),
-    "output_config": (),
     "output_format": (),
     "inference_geo": (),
 }
@@ -118,6 +117,8 @@ class Messages:
             fields["tools"] = [_tool(tool, index) for index, tool in enumerate(body.tools)]
         if body.tool_choice is not None:
             fields |= _choice(body.tool_choice)
+        if body.output_config is not None:
+            fields |= _form(body.output_config)
         if body.thinking is not None:
             fields |= _thinking(body.thinking)
         user = (body.metadata or {}).get("user_id")
@@ -172,6 +173,22 @@ def _choice(choice: Mapping[str, Any]) -> dict[str, Any]:
             param="tool_choice",
         )
     return {**fields, "tool_choice": _CHOICES[kind]}
+
+
+def _form(config: Mapping[str, Any]) -> dict[str, Any]:
+    """``output_config``: its ``format`` is what chat calls a response format."""
+    for name in config:
+        if name != "format":
+            raise RequestError(f"output_config.{name[:60]} is not supported by this server.", param="output_config")
+    form = config.get("format")
+    if form is None:
+        return {}
+    if not isinstance(form, dict) or form.get("type") != "json_schema" or "schema" not in form:
+        raise RequestError(
+            'output_config.format must be {"type": "json_schema", "schema": …}.', param="output_config.format"
+        )
+    schema = {"name": "output", "schema": form["schema"]}
+    return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
 
 def _thinking(thinking: Mapping[str, Any]) -> dict[str, Any]:

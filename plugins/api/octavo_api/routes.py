@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -42,6 +43,7 @@ _TEXTS: Final = {
     503: "The server starts or stops.",
     504: "The answer took longer than this server allows.",
 }
+_PARAMETER: Final = re.compile(r"{(\w+)")
 _WITHOUT_BODY: Final = (401, 404, 500, 503)
 _PUBLIC: Final = (500, 503)
 
@@ -74,14 +76,17 @@ class Route:
         if self.body is not None:
             schema = {"$ref": REFERENCE.format(model=self.body.__name__)}
             about["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+        if names := _PARAMETER.findall(self.path):
+            about["parameters"] = [
+                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
+            ]
         if self.keyed:
             about["security"] = [{"key": []}]
         return about
 
     def _contents(self) -> dict[str, Any]:
-        return {
-            kind: {"schema": {"type": "object"} if "json" in kind else {"type": "string"}} for kind in self.answers
-        }
+        schemas = {"application/json": {"type": "object"}, "text/event-stream": {}}
+        return {kind: {"schema": schemas.get(kind, {"type": "string"})} for kind in self.answers}
 
 
 def posted(

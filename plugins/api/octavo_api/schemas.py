@@ -6,9 +6,13 @@ decides about them. Ranges are :class:`octavo.params.SamplingParams`'s business.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstraints
+from pydantic.config import JsonDict
+
+from octavo.params import RANGES
 
 MAX_NAME: Final = 256
 MAX_IDS: Final = 4096
@@ -46,26 +50,37 @@ class StreamOptions(Body):
     continuous_usage_stats: bool | None = Field(None, description="Token counts so far in every chunk.")
 
 
+def _ranged(name: str, description: str) -> Any:
+    """A field whose range :class:`SamplingParams` checks, so that the document tells of it as well."""
+    low, high, _ = RANGES[name]
+    bounds: JsonDict = {}
+    if low > -math.inf:
+        bounds["exclusiveMinimum" if 0 < low < 1e-300 else "minimum"] = 0 if 0 < low < 1e-300 else low
+    if high < math.inf:
+        bounds["maximum"] = high
+    return Field(None, description=description, json_schema_extra=bounds)
+
+
 class GenerationBody(Body):
     """Sampling and streaming, as OpenAI and vLLM name them."""
 
     model: Annotated[str, StringConstraints(max_length=MAX_NAME)] | None = Field(
         None, description="A served name, see /v1/models; the base model when absent."
     )
-    temperature: float | None = Field(None, description="0 takes the likeliest token; higher is more random.")
-    top_p: float | None = Field(None, description="Draw from the likeliest tokens that hold this much probability.")
-    top_k: Int | None = Field(None, description="Draw from this many of the likeliest tokens; 0 or -1: from all.")
-    min_p: float | None = Field(None, description="Draw from tokens at least this likely, next to the likeliest.")
-    repetition_penalty: float | None = Field(None, description="Above 1, tokens of prompt and answer get rarer.")
-    presence_penalty: float | None = Field(None, description="Taken from the logits of tokens in the answer.")
-    frequency_penalty: float | None = Field(None, description="Likewise, once for each time they stand in it.")
+    temperature: float | None = _ranged("temperature", "0 takes the likeliest token; higher is more random.")
+    top_p: float | None = _ranged("top_p", "Draw from the likeliest tokens that hold this much probability.")
+    top_k: Int | None = _ranged("top_k", "Draw from this many of the likeliest tokens; 0 or -1: from all.")
+    min_p: float | None = _ranged("min_p", "Draw from tokens at least this likely, next to the likeliest.")
+    repetition_penalty: float | None = _ranged("repetition_penalty", "Above 1, earlier tokens get rarer.")
+    presence_penalty: float | None = _ranged("presence_penalty", "Taken from the logits of tokens in the answer.")
+    frequency_penalty: float | None = _ranged("frequency_penalty", "Likewise, once for each time they stand in it.")
     logit_bias: Annotated[dict[BiasKey, float], Field(max_length=MAX_BIASES)] | None = Field(
         None, description="Added to logits, by token id: -100 to 100."
     )
-    seed: Int | None = Field(None, description="The same seed and request give the same answer.")
-    n: Int | None = Field(None, description="Answers to each prompt.")
-    max_tokens: Int | None = Field(None, description="Longest answer, in tokens.")
-    min_tokens: Int | None = Field(None, description="Shortest answer, in tokens; nothing ends it before that.")
+    seed: Int | None = _ranged("seed", "The same seed and request give the same answer.")
+    n: Int | None = _ranged("n", "Answers to each prompt.")
+    max_tokens: Int | None = _ranged("max_tokens", "Longest answer, in tokens.")
+    min_tokens: Int | None = _ranged("min_tokens", "Shortest answer, in tokens; nothing ends it before that.")
     stop: Stop | None = Field(None, description="Texts that end the answer.")
     stop_token_ids: TokenIds | None = Field(None, description="Tokens that end the answer.")
     include_stop_str_in_output: bool | None = Field(None, description="Keep the text that ended the answer.")
@@ -79,7 +94,7 @@ class GenerationBody(Body):
     allowed_token_ids: Annotated[list[TokenId], Field(fail_fast=True)] | None = Field(
         None, description="Generate from these tokens only."
     )
-    prompt_logprobs: Int | None = Field(None, description="Likeliest tokens to report at each place of the prompt.")
+    prompt_logprobs: Int | None = _ranged("prompt_logprobs", "Likeliest tokens to report for the prompt.")
     truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=2**31)] | None = Field(
         None, description="Keep this many of the last tokens of the prompt; -1: as many as the context holds."
     )

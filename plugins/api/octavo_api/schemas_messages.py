@@ -45,6 +45,7 @@ class MessagesBody(CountBody):
     temperature: float | None = Field(None, description="0 takes the likeliest token; higher is more random.")
     top_p: float | None = Field(None, description="Draw from the likeliest tokens that hold this much probability.")
     top_k: Int | None = Field(None, description="Draw from this many of the likeliest tokens.")
+    output_config: dict[str, Any] | None = Field(None, description="`format`: a JSON schema for the answer.")
     metadata: dict[str, Any] | None = Field(None, description="`user_id`: informational.")
 
 

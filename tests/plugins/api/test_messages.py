@@ -45,6 +45,12 @@ def test_a_message(api, ask):
     assert usage["cache_read_input_tokens"] == 16 * (len(call.prompt) // 16)
 
 
+def test_the_form_of_an_answer(api, ask):
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    assert ask(output_config={"format": {"type": "json_schema", "schema": schema}}).status_code == 200
+    assert api.client.calls[0].params.structured_outputs is not None
+
+
 def test_ends(ask):
     assert ask(max_tokens=3).json()["stop_reason"] == "max_tokens"
     stopped = ask(stop_sequences=["0:"]).json()
@@ -123,6 +129,8 @@ def test_errors_look_like_anthropics(make_api):
         ),
         ({"tool_choice": {"type": "some"}}, 400, "invalid_request_error"),
         ({"thinking": {"type": "deep"}}, 400, "invalid_request_error"),
+        ({"output_config": {"effort": "low"}}, 400, "invalid_request_error"),
+        ({"output_config": {"format": {"type": "text"}}}, 400, "invalid_request_error"),
         ({"model": "other"}, 404, "not_found_error"),
         ({"system": "x" * 3000}, 413, "request_too_large"),
     ):

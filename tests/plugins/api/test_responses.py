@@ -243,3 +243,25 @@ def test_the_store_is_bounded():
         store.get(c_id)
     assert len(store) == 0
     assert store._nbytes == 0
+
+
+def test_the_form_of_an_answer(api):
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    form = {"format": {"type": "json_schema", "name": "n", "schema": schema, "strict": True}}
+    for path, fields in (
+        ("/v1/responses", {"input": "x", "text": form}),
+        (
+            "/v1/chat/completions",
+            {
+                "messages": [{"role": "user", "content": "x"}],
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "n", "schema": schema, "strict": True},
+                },
+            },
+        ),
+    ):
+        response = api.call("POST", path, json=fields)
+        assert response.status_code == 200, response.text
+    first, second = (call.params.structured_outputs for call in api.client.calls)
+    assert first == second is not None
