@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from octavo.contracts.linear import LinearMethod
 from octavo.errors import PluginError, nearest
 from octavo.ops import noise, reference
 
@@ -18,7 +19,8 @@ from octavo.ops import noise, reference
 class Ops:
     """The operations an engine is built with.
 
-    Signatures and meanings: :mod:`octavo.ops.reference`; of ``draw``: :mod:`octavo.ops.noise`.
+    Signatures and meanings: :mod:`octavo.ops.reference`; of ``draw``: :mod:`octavo.ops.noise`. ``linear`` is no
+    function but the method of the layers that no scheme quantises; ``None`` is torch's product.
     """
 
     rms_norm: Callable[..., Any] = reference.rms_norm
@@ -27,9 +29,10 @@ class Ops:
     rope: Callable[..., Any] = reference.rope
     qk_norm_rope: Callable[..., Any] = reference.qk_norm_rope
     draw: Callable[..., Any] = noise.draw
+    linear: LinearMethod | None = None
 
 
-def build_ops(implementations: Mapping[str, Callable[..., Any]]) -> Ops:
+def build_ops(implementations: Mapping[str, Any]) -> Ops:
     """The reference set with ``implementations`` (operation name to function) put in its place."""
     known = [field.name for field in fields(Ops)]
     for name in implementations:
