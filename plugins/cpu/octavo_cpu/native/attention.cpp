@@ -2,8 +2,8 @@
 //
 // A layer's cache is [2][blocks][kv_heads][block_size][size], keys then values. Work is divided into tiles: some
 // positions of one sequence, for the query heads that share a key head. A tile passes over its keys 64 at a time
-// with the running softmax of arXiv 2205.14135. What a query gets depends on nothing but its own sequence: neither
-// on how a prompt was cut into chunks nor on who shares the batch.
+// with the running softmax of arXiv 2205.14135. What a query gets depends on nothing but its own sequence, never on
+// who shares the batch.
 
 #include "simd.h"
 
@@ -17,7 +17,7 @@
 namespace {
 
 constexpr long kKeys = 64;
-constexpr long kRows = 48;  // query vectors in a tile
+constexpr long kRows = 24;  // query vectors in a tile
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
 }  // namespace
@@ -82,8 +82,13 @@ class Attention {
         const long kv_head = tile.head / (shape_.heads / shape_.kv_heads);
         for (long from = begin; from < stop; from += kKeys) {
             const long count = std::min(kKeys, stop - from);
-            turn_keys(tile.row, kv_head, from, count, turned);
-            for (long r = 0; r < rows; r += 6) score(queries + r * size, std::min(6L, rows - r), turned, count, scores + r * kKeys);
+            if (tile.count == 1) {
+                score_directly(tile.row, kv_head, from, stop, queries, rows, scores);
+            } else {
+                turn_keys(tile.row, kv_head, from, count, turned);
+                for (long r = 0; r < rows; r += 6)
+                    score(queries + r * size, std::min(6L, rows - r), turned, count, scores + r * kKeys);
+            }
             for (long r = 0; r < rows; r++)
                 soften(scores + r * kKeys, origin + r / tile.heads, from, count, peaks[r], totals[r], sums + r * size);
             add_values(tile.row, kv_head, from, count, scores, rows, sums);
@@ -112,12 +117,54 @@ class Attention {
         }
     }
 
+    // Where 8 keys from `from` on lie; those that are not there repeat the last one.
+    void find_keys(long row, long head, long from, long count, const float** key) const {
+        const float* next = nullptr;
+        for (long j = 0; j < 8; j++) {
+            if (j < count) next = j && (from + j) % shape_.block_size ? next + shape_.size : keys_ + place_of(row, from + j, head);
+            key[j] = next;
+        }
+    }
+
+    // Scores of one position's queries for up to 64 keys, which are read where they lie.
+    void score_directly(long row, long head, long from, long stop, const float* queries, long rows, float* scores) const {
+        const long size = shape_.size, count = std::min(kKeys, stop - from), values = values_ - keys_;
+        for (long group = 0; group < count; group += 8) {
+            const float *key[8], *soon[8];
+            find_keys(row, head, from + group, std::min(8L, count - group), key);
+            const long after = from + kKeys + group;
+            const bool more = after < stop;
+            if (more) find_keys(row, head, after, std::min(8L, stop - after), soon);
+            for (long d = 0; d < size; d += 16)
+                for (int j = 0; j < 8; j++) {
+                    _mm_prefetch(reinterpret_cast<const char*>(key[j] + values + d), _MM_HINT_T0);
+                    if (more) _mm_prefetch(reinterpret_cast<const char*>(soon[j] + d), _MM_HINT_T0);
+                }
+            for (long r = 0; r < rows; r++) _mm256_storeu_ps(scores + r * kKeys + group, dots(queries + r * size, key));
+        }
+    }
+
+    // Products of one query with 8 keys.
+    __m256 dots(const float* query, const float* const* key) const {
+        __m256 sum[8];
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; j++) sum[j] = _mm256_setzero_ps();
+        for (long d = 0; d < shape_.size; d += 8) {
+            const __m256 value = _mm256_loadu_ps(query + d);
+#pragma GCC unroll 8
+            for (int j = 0; j < 8; j++) sum[j] = _mm256_fmadd_ps(value, _mm256_loadu_ps(key[j] + d), sum[j]);
+        }
+        const __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(sum[0], sum[1]), _mm256_hadd_ps(sum[2], sum[3]));
+        const __m256 b = _mm256_hadd_ps(_mm256_hadd_ps(sum[4], sum[5]), _mm256_hadd_ps(sum[6], sum[7]));
+        return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+    }
+
     // Keys to [16 keys][size] panels, turned: [size][16]. Keys that are not there repeat the last one.
     void turn_keys(long row, long head, long from, long count, float* turned) const {
         const long size = shape_.size;
         for (long group = 0; group < count; group += 8) {
             const float* key[8];
-            for (long j = 0; j < 8; j++) key[j] = keys_ + place_of(row, from + std::min(group + j, count - 1), head);
+            find_keys(row, head, from + group, std::min(8L, count - group), key);
             float* to = turned + group / 16 * 16 * size + group % 16;
             for (long d = 0; d < size; d += 8) turn_square(key, d, to + d * 16);
         }
@@ -149,13 +196,7 @@ class Attention {
     template <int R>
     void score_rows(const float* queries, const float* turned, long count, float* scores) const {
         for (long j = 0; j < count; j += 16) {
-            __m256 sum[R][2];
-            for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = _mm256_setzero_ps();
-            accumulate<R, 2>(sum, queries, shape_.size, turned + j * shape_.size, 16, shape_.size);
-            for (int r = 0; r < R; r++) {
-                _mm256_storeu_ps(scores + r * kKeys + j, sum[r][0]);
-                _mm256_storeu_ps(scores + r * kKeys + j + 8, sum[r][1]);
-            }
+            product<R, 2, false>(queries, shape_.size, turned + j * shape_.size, 16, shape_.size, scores + j, kKeys);
         }
     }
 
@@ -201,25 +242,23 @@ class Attention {
         total += sum_of(sum);
     }
 
-    template <int R, int C>
-    static void add_rows(const float* weights, const float* values, long size, long count, float* sums) {
-        __m256 sum[R][C];
-        for (int r = 0; r < R; r++)
-            for (int c = 0; c < C; c++) sum[r][c] = _mm256_loadu_ps(sums + r * size + c * 8);
-        accumulate<R, C>(sum, weights, kKeys, values, size, count);
-        for (int r = 0; r < R; r++)
-            for (int c = 0; c < C; c++) _mm256_storeu_ps(sums + r * size + c * 8, sum[r][c]);
-    }
-
     template <int C>
     static void add_some(long rows, const float* weights, const float* values, long size, long count, float* sums) {
         switch (rows) {
-            case 1: return add_rows<1, C>(weights, values, size, count, sums);
-            case 2: return add_rows<2, C>(weights, values, size, count, sums);
-            case 3: return add_rows<3, C>(weights, values, size, count, sums);
-            case 4: return add_rows<4, C>(weights, values, size, count, sums);
-            case 5: return add_rows<5, C>(weights, values, size, count, sums);
-            default: return add_rows<6, C>(weights, values, size, count, sums);
+            case 1: return product<1, C, true>(weights, kKeys, values, size, count, sums, size);
+            case 2: return product<2, C, true>(weights, kKeys, values, size, count, sums, size);
+            case 3: return product<3, C, true>(weights, kKeys, values, size, count, sums, size);
+            case 4: return product<4, C, true>(weights, kKeys, values, size, count, sums, size);
+            case 5: return product<5, C, true>(weights, kKeys, values, size, count, sums, size);
+            default: return product<6, C, true>(weights, kKeys, values, size, count, sums, size);
+        }
+    }
+
+    static void add_wide(long rows, const float* weights, const float* values, long size, long count, float* sums) {
+        switch (rows) {
+            case 1: return product<1, 4, true>(weights, kKeys, values, size, count, sums, size);
+            case 2: return product<2, 4, true>(weights, kKeys, values, size, count, sums, size);
+            default: return product<3, 4, true>(weights, kKeys, values, size, count, sums, size);
         }
     }
 
@@ -229,7 +268,10 @@ class Attention {
         for (long j = 0; j < count;) {
             const long here = std::min(count - j, shape_.block_size - (from + j) % shape_.block_size);
             const float* values = values_ + place_of(row, from + j, head);
-            for (long d = 0; d < size; d += 16)
+            const long wide = rows <= 3 ? size / 32 * 32 : 0;  // few rows, more columns: enough independent sums
+            for (long d = 0; d < wide; d += 32)
+                add_wide(rows, weights + j, values + d, size, here, sums + d);
+            for (long d = wide; d < size; d += 16)
                 for (long r = 0; r < rows; r += 6) {
                     const long some = std::min(6L, rows - r);
                     if (size - d >= 16)

@@ -33,9 +33,14 @@ inline void store_first(float* to, long count, __m256 value) {
         _mm256_maskstore_ps(to, first_lanes(count), value);
 }
 
-// sum[r][c] += a[r][k] * b[k][8 c ...] for k in [0, count): b has rows `ldb` floats apart.
-template <int R, int C>
-inline void accumulate(__m256 (&sum)[R][C], const float* a, long lda, const float* b, long ldb, long count) {
+// out[r][0 .. 8 C) = sum over k in [0, count) of a[r][k] * b[k][0 .. 8 C), added to what is there where `More`.
+template <int R, int C, bool More>
+inline void product(const float* a, long lda, const float* b, long ldb, long count, float* out, long ldo) {
+    __m256 sum[R][C];  // in registers, as every loop over it is unrolled
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+        for (int c = 0; c < C; c++) sum[r][c] = More ? _mm256_loadu_ps(out + r * ldo + c * 8) : _mm256_setzero_ps();
     for (long k = 0; k < count; k++) {
         __m256 row[C];
 #pragma GCC unroll 8
@@ -47,6 +52,10 @@ inline void accumulate(__m256 (&sum)[R][C], const float* a, long lda, const floa
             for (int c = 0; c < C; c++) sum[r][c] = _mm256_fmadd_ps(value, row[c], sum[r][c]);
         }
     }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+        for (int c = 0; c < C; c++) _mm256_storeu_ps(out + r * ldo + c * 8, sum[r][c]);
 }
 
 inline float sum_of(__m256 x) {
