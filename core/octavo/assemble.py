@@ -7,17 +7,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from octavo.config.compose import compose
-from octavo.config.launch import LaunchConfig
+from octavo.config.launch import AttentionSection, LaunchConfig, QuantizationSection, SpeculationSection
 from octavo.device import probe_device
 from octavo.errors import ConfigError
 from octavo.loading.profile import read_profile
 from octavo.plugins.host import PluginHost
 from octavo.plugins.report import PluginLock
-from octavo.records import Context, DeviceProfile, ModelProfile, OpRecord
+from octavo.records import ArchitectureRecord, Context, DeviceProfile, ModelProfile, OpRecord
 from octavo.selection import Absent, Choice
 from octavo.slot_choices import choose_all
 
@@ -33,8 +33,9 @@ class Resolved:
     """A decided engine.
 
     Keys of ``choices``: ``loader``, ``architecture``, ``quantization``, ``attention``, ``lora``, ``policy``,
-    ``executor``, ``proposer``, ``ops.NAME``, ``logits_processors.N``, ``api.N``. A slot that is empty on purpose
-    (``quantization`` of an unquantised model, ``proposer`` where nothing speculates, an operation left to torch)
+    ``executor``, ``proposer``, ``structured``, ``ops.NAME``, ``logits_processors.N``, ``api.N``. A slot that is
+    empty on purpose (``quantization`` of an unquantised model, ``proposer`` where nothing speculates,
+    ``structured`` where nothing can hold an answer to a grammar, an operation left to torch)
     is in ``absent`` instead.
     """
 
@@ -63,6 +64,50 @@ class Resolved:
         """New processors, in the order of ``processors``."""
         return [choice.build(self.context, choice.options) for choice in self.processors]
 
+    @property
+    def guesses_on_device(self) -> bool:
+        """Whether the proposer runs in the executor."""
+        choice = self.choices.get("proposer")
+        return choice is not None and bool(choice.record.on_device)
+
+    def for_draft(
+        self,
+        path: str,
+        *,
+        loader: str,
+        dtype: str,
+        quantization: str,
+        architecture: ArchitectureRecord | None,
+        described: bool,
+    ) -> Resolved:
+        """Decide for a second model, which guesses what this one says. It shares device, blocks and lengths.
+
+        ``architecture`` replaces the one that the checkpoint names. Where it is not ``described`` by a config.json,
+        its facts are this model's. Raises what :func:`resolve` raises.
+        """
+        ctx = self.context
+        alike = replace(ctx.model, path=path, format="safetensors", quantization=None)
+        profile = read_profile(path) if described else alike
+        model = self.config.model.model_copy(
+            update={"path": path, "name": None, "loader": loader, "loader_options": {}, "dtype": dtype}
+        )
+        config = self.config.model_copy(
+            update={
+                "model": model,
+                "quantization": QuantizationSection(use=quantization),
+                "attention": AttentionSection(prefer=[self.choices["attention"].name]),
+                "speculation": SpeculationSection(),
+                "lora": None,
+                "logits_processors": [],
+                "api": [],
+            }
+        )
+        dtype = _dtype(config, profile, ctx.device)
+        kv_dtype = dtype if config.cache.dtype == "auto" else config.cache.dtype
+        ctx = replace(ctx, model=profile, dtype=dtype, kv_dtype=kv_dtype)
+        choices, absent = choose_all(config, self.host, ctx, architecture)
+        return Resolved(config, self.host, ctx, choices, absent)
+
     def _listed(self, slot: str) -> tuple[Choice[Any], ...]:
         return tuple(choice for key, choice in self.choices.items() if key.startswith(f"{slot}."))
 
@@ -87,14 +132,12 @@ def rebuild(lock: PluginLock, mapping: Mapping[str, Any]) -> Resolved:
 
 def make_context(config: LaunchConfig, profile: ModelProfile, device: DeviceProfile) -> Context:
     """What plugins may know of the engine, with every ``auto`` of the configuration decided."""
-    dtype = config.model.dtype
-    if dtype == "auto":
-        dtype = "float32" if device.type == "cpu" else _gpu_dtype(profile.dtype)
+    dtype = _dtype(config, profile, device)
     return Context(
         model=profile,
         device=device,
         dtype=dtype,
-        kv_dtype=dtype if config.cache.dtype == "auto" else config.cache.dtype,
+        kv_dtype=_kv_dtype(profile, dtype) if config.cache.dtype == "auto" else config.cache.dtype,
         block_size=config.cache.block_size,
         max_length=_max_length(config, profile),
         max_sequences=_sequences(config, device),
@@ -104,6 +147,12 @@ def make_context(config: LaunchConfig, profile: ModelProfile, device: DeviceProf
         data_parallel=config.executor.data_parallel,
         seed=config.model.seed,
     )
+
+
+def _dtype(config: LaunchConfig, profile: ModelProfile, device: DeviceProfile) -> str:
+    if config.model.dtype != "auto":
+        return config.model.dtype
+    return "float32" if device.type == "cpu" else str(_gpu_dtype(profile.dtype))
 
 
 def _sequences(config: LaunchConfig, device: DeviceProfile) -> int:
@@ -119,6 +168,15 @@ def _batch_tokens(config: LaunchConfig, device: DeviceProfile) -> int:
     if wanted == "auto":
         return 1024 if device.type == "cpu" else 8192
     return wanted
+
+
+def _kv_dtype(profile: ModelProfile, dtype: str) -> str:
+    """FP8 where the checkpoint was quantised with a cache of that type."""
+    stored = profile.quantization or {}
+    scheme = stored.get("kv_cache_scheme")
+    if isinstance(scheme, Mapping) and scheme.get("num_bits") == 8 and scheme.get("type", "float") == "float":
+        return "fp8_e4m3"
+    return "fp8_e4m3" if stored.get("kv_cache_quant_algo") == "FP8" else dtype
 
 
 def _gpu_dtype(stored: str) -> Any:
@@ -146,9 +204,11 @@ def build_policy(resolved: Resolved) -> SchedulingPolicy:
 
 
 def build_proposer(resolved: Resolved) -> Proposer | None:
-    """The proposer, new; ``None`` where nothing speculates."""
+    """The proposer, new; ``None`` where nothing speculates, or the executor does."""
     choice = resolved.choices.get("proposer")
-    proposer: Proposer | None = choice.build(resolved.context, choice.options) if choice else None
+    if choice is None or resolved.guesses_on_device:
+        return None
+    proposer: Proposer = choice.build(resolved.context, choice.options)
     return proposer
 
 

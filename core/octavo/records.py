@@ -115,11 +115,20 @@ class ArchitectureRecord(Record):
     """``name`` is the Hugging Face architecture; ``build(ctx, options, parts)`` returns a ``CausalLM``."""
 
 
+def no_remark(_: Context) -> str:
+    """The ``remark`` of a record that runs the same way everywhere."""
+    return ""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuantizationRecord(Record):
-    """``build`` returns a ``QuantScheme``. ``detect`` says whether a checkpoint is written in this scheme."""
+    """``build`` returns a ``QuantScheme``. ``detect`` says whether a checkpoint is written in this scheme.
+
+    ``remark``: how it runs on this device, where that is not what its name promises; ``explain`` prints it.
+    """
 
     detect: Callable[[ModelProfile], bool] = field(default=lambda _: False)
+    remark: Callable[[Context], str] = no_remark
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,7 +174,19 @@ class PolicyRecord(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProposerRecord(Record):
-    """``build`` returns a :class:`octavo.contracts.proposer.Proposer`. Used only where the configuration asks."""
+    """``build`` returns a :class:`octavo.contracts.proposer.Proposer`. Used only where the configuration asks.
+
+    With ``on_device``, ``build(ctx, options, kit)`` is called in the executor, with a
+    :class:`octavo.contracts.proposer.DraftKit`, and returns a :class:`octavo.contracts.proposer.DeviceProposer`.
+    """
+
+    on_device: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StructuredOutputRecord(Record):
+    """``build(ctx, options, vocabulary)`` returns a :class:`octavo.contracts.structured.StructuredBackend`. Called
+    in a thread when the first request asks for it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from octavo import LLM, SamplingParams
 from octavo.contracts.proposer import Draft
@@ -213,6 +217,140 @@ def test_ngrams_are_right_where_answers_repeat(folder) -> None:
     assert stats.accepted > 20
     assert stats.steps < plain_steps - 20
     assert sum(stats.accepted_at) == stats.accepted
+
+
+@pytest.fixture(scope="module")
+def drafts(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The model itself; a noisy copy of it, which is often right; and a stranger of another shape."""
+    noisy = tmp_path_factory.mktemp("noisy") / "model"
+    shutil.copytree(folder, noisy)
+    weights = load_file(noisy / "model.safetensors")
+    generator = torch.Generator().manual_seed(4)
+    for name, weight in weights.items():
+        if name.endswith("proj.weight"):
+            weight += 0.08 * weight.std() * torch.randn(weight.shape, generator=generator)
+    save_file(weights, noisy / "model.safetensors")
+    stranger = tiny_llama(noisy.parent / "stranger", seed=3, layers=1, hidden=32, kv_heads=1, max_length=256)
+    return {"itself": str(folder), "noisy": str(noisy), "stranger": str(stranger)}
+
+
+def guessing(path: str, **options: Any) -> dict[str, Any]:
+    return {"use": "draft-model", "options": {"model": path, "tokens": 4, **options}, "adapt": False}
+
+
+@pytest.mark.parametrize("way", ["as it comes", "chunks of 7", "preemption, chunks, small blocks"])
+def test_a_draft_model_changes_nothing(way, folder, prompts, plain, drafts) -> None:
+    with LLM(str(folder), speculation=guessing(drafts["noisy"]), **WAYS[way]) as llm:
+        for shift, expected in list(plain.items())[: 1 if "chunks" in way else 3]:
+            assert outcome(llm, prompts, rotated(shift)) == expected
+        stats = llm.stats()
+    assert stats.speculation_off == ""
+    assert 20 < stats.accepted < stats.drafted
+    assert stats.used_blocks == 0
+    if "preemption" in way:
+        assert stats.preemptions > 0
+
+
+@pytest.mark.parametrize("draft", ["itself", "stranger"])
+def test_neither_a_perfect_nor_a_useless_draft_changes_anything(draft, folder, prompts, plain, drafts) -> None:
+    with LLM(str(folder), speculation=guessing(drafts[draft], dtype="bfloat16"), cache={"blocks": 60}) as llm:
+        assert outcome(llm, prompts, rotated(0)) == plain[0]
+        assert llm.stats().drafts > 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.5])
+def test_a_draft_equal_to_its_target_is_right_at_any_temperature(temperature, folder, prompts) -> None:
+    """The draft draws with the target's own noise. Any that it missed, a wrong position or a hole in its cache
+    would show here: rows that wait, share prefixes, and come back from preemption."""
+    params = [
+        SamplingParams(max_tokens=40, temperature=temperature, seed=seed, ignore_eos=True)
+        for seed in range(len(prompts))
+    ]
+    limits = {"cache": {"blocks": 40, "block_size": 8}, "scheduler": {"max_batch_tokens": 48, "max_sequences": 5}}
+    with LLM(str(folder), speculation=guessing(str(folder)), **limits) as llm:
+        llm.generate(prompts, params)
+        stats = llm.stats()
+    assert stats.accepted > 200
+    assert stats.accepted > 0.97 * stats.drafted
+    assert stats.steps < 0.75 * stats.generated_tokens
+
+
+def test_a_draft_model_has_its_own_quantisation_and_its_target_too(folder, prompts, drafts) -> None:
+    params = SamplingParams(max_tokens=25, temperature=0.0, ignore_eos=True)
+    with LLM(str(folder), quantization="int8") as llm:
+        expected = [output.outputs[0].token_ids for output in llm.generate(prompts, params)]
+    speculation = guessing(drafts["noisy"], quantization="int8")
+    with LLM(str(folder), quantization="int8", speculation=speculation) as llm:
+        assert [output.outputs[0].token_ids for output in llm.generate(prompts, params)] == expected
+        assert llm.stats().accepted > 20
+
+
+class Crude:
+    """A device proposer whose answers are wrong in one way."""
+
+    max_tokens, tap_layers, carried_like = 3, (), None
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def feed(self, computed):
+        if self.what == "feed":
+            raise RuntimeError("choked")
+
+    def catch_up(self, token_ids, batch): ...
+
+    def propose(self, ends, count):
+        rows = len(ends.positions)
+        if self.what == "crash":
+            raise RuntimeError("crashed")
+        if self.what == "shape":
+            return torch.zeros(rows, count + 1, dtype=torch.int64)
+        if self.what == "type":
+            return torch.zeros(rows, count)
+        return torch.full((rows, count), {"range": 320, "negative": -1}.get(self.what, 0))
+
+
+CRUDE = {
+    "feed": "RuntimeError: choked",
+    "crash": "RuntimeError: crashed",
+    "shape": r"must return int64 \[\d+, \d\], not torch.int64 \[\d+, \d\]",
+    "type": "not torch.float32",
+    "range": "a guessed token is not between 0 and 319",
+    "negative": "a guessed token is not between 0 and 319",
+}
+
+
+@pytest.mark.parametrize("what", CRUDE)
+def test_a_broken_device_proposer_is_switched_off_by_name(what, folder, prompts, plain, caplog) -> None:
+    record = ProposerRecord(
+        name="crude", summary="For a test.", build=lambda ctx, options, kit: Crude(what), on_device=True
+    )
+    with LLM(str(folder), speculation=record) as llm:
+        assert outcome(llm, prompts, rotated(0)) == plain[0]
+        reason = llm.stats().speculation_off
+    assert reason.startswith("proposer 'crude' was switched off: ")
+    assert re.search(CRUDE[what], reason)
+    assert reason in caplog.text
+
+
+def test_a_draft_of_another_vocabulary_is_refused(folder, tmp_path) -> None:
+    other = tiny_llama(tmp_path / "other", vocab=2000)
+    with pytest.raises(ConfigError, match="must have the same vocabulary"):
+        LLM(str(folder), speculation=guessing(str(other)))
+
+
+def test_memory_is_planned_for_both(folder, drafts) -> None:
+    from octavo.assemble import resolve
+    from octavo.config.compose import load_launch
+    from octavo.run.memory import plan_memory
+
+    def plan(**sections: Any) -> Any:
+        config, host = load_launch({"model": {"path": str(folder)}, **sections})
+        return plan_memory(resolve(config, host))
+
+    alone, both = plan(), plan(speculation=guessing(drafts["itself"]))
+    assert both.kv_bytes_per_block == 2 * alone.kv_bytes_per_block
+    assert both.weights_bytes == 2 * alone.weights_bytes
 
 
 @pytest.mark.parametrize("what", ["crash", "shape", "range", "reserve"])

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionSpec:
-    """One attention layer as one rank sees it: heads are already divided among ranks."""
+    """One attention layer as one rank sees it: heads are already divided among ranks.
+
+    An 8-bit cache holds keys divided by ``key_scale`` and values divided by ``value_scale``.
+    """
 
     layer: int
     num_heads: int
@@ -21,6 +24,8 @@ class AttentionSpec:
     scale: float
     sliding_window: int | None = None
     soft_cap: float | None = None
+    key_scale: float = 1.0
+    value_scale: float = 1.0
 
 
 @dataclass(slots=True)
@@ -49,6 +54,9 @@ class AttentionBackend(Protocol):
 
     block_axis: int
     """Which axis of a cache tensor counts blocks."""
+
+    # A backend whose record is ``graph_safe`` may have ``graph_queries: int`` (default 1): steps in which every row
+    # brings the same number of queries, up to this, can be captured as steps of single queries can.
 
     def kv_shape(self, spec: AttentionSpec, num_blocks: int) -> tuple[int, ...]:
         """Shape of one layer's cache tensor, both keys and values; the backend chooses the layout."""

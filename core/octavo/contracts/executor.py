@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 import msgspec
 
 from octavo.params import SamplingParams
+
+GUESSED: Final = -2
+"""In a plan's draft: the token that the device has guessed at this place."""
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,8 +32,10 @@ class RowStart(msgspec.Struct, frozen=True, array_like=True):
 class StepPlan(msgspec.Struct, array_like=True):
     """One step, as the scheduler decided it. Lists run over the step's rows, decodes (one token) first.
 
-    A row with a draft computes its one missing token and the drafted ones behind it, all known to the host, and
-    samples after each of them.
+    A row with a draft computes its one missing token and the drafted ones behind it, and samples after each of
+    them. The tokens of a draft are known to the host, or all of them are ``GUESSED``. After the step the device
+    guesses ``guess`` tokens behind each row that samples; ``room`` says how many tokens each row's blocks hold.
+    ``behind``: what the proposer has missed of a row, in steps after which nothing was guessed.
     """
 
     number: int
@@ -43,6 +48,10 @@ class StepPlan(msgspec.Struct, array_like=True):
     samples: list[bool]  # whether a token is sampled after the row's last position
     adapters: list[tuple[int, int]] = []  # (slot, adapter key or 0 for none): slots change before the step
     drafts: dict[int, list[int]] = {}  # by index into ``rows``: tokens that may come after the known ones
+    guess: int = 0
+    room: list[int] = []  # in order of ``rows``; empty where nothing is guessed
+    behind: dict[int, tuple[int, list[int]]] = {}  # by row: position of the first token, the tokens
+    masked: list[int] = []  # indices of sampling rows that may need a mask: see :meth:`PendingStep.sample`
 
     @property
     def num_tokens(self) -> int:
@@ -67,7 +76,8 @@ class StepResult:
 
     ``tokens`` int64 [rows]: the sampled token, -1 where none was asked for. ``accepted``, by index: where a draft
     was right, its tokens that come before the one in ``tokens``. ``failed``: rows (indices into the
-    plan) whose logits were not finite, with the reason; their requests end, others go on.
+    plan) whose logits were not finite, with the reason; their requests end, others go on. ``guessing_failed``: why
+    the device will guess no more.
     """
 
     number: int
@@ -76,10 +86,31 @@ class StepResult:
     prompt_logprobs: dict[int, list[RowLogprobs]]  # likewise: positions of this step's chunk, in order
     failed: dict[int, str]
     accepted: dict[int, list[int]] = field(default_factory=dict)
+    guessing_failed: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """What may be sampled, for some rows of a step. ``rows`` ascend: indices into the plan's rows.
+
+    ``bits`` int32 [n, width]: a packed mask (bit ``i % 32`` of word ``i // 32`` set: token ``i`` is allowed) for
+    each of the rows, one for each position of a row with a draft. The width covers the vocabulary, or more.
+    """
+
+    rows: list[int]
+    bits: np.ndarray
 
 
 class PendingStep(Protocol):
     """A launched step."""
+
+    def sample(self, masks: Masks | None) -> None:
+        """Sample the step. Called once, before anything else is launched, where the plan has ``masked`` rows, and
+        not otherwise: such a step is computed up to its logits, and waits. What a mask must allow follows from the
+        last step's tokens, which the host reads while this one is computed. Rows without a mask may sample
+        anything.
+        """
+        ...
 
     def result(self) -> StepResult:
         """Wait for the step and return what it produced."""
@@ -99,3 +130,11 @@ class Executor(Protocol):
     def stop(self) -> None:
         """Free everything."""
         ...
+
+
+@runtime_checkable
+class GuessingExecutor(Protocol):
+    """What an :class:`Executor` offers beside its steps where it can run a device proposer."""
+
+    longest_guess: int
+    """Tokens that ``StepPlan.guess`` may ask for; 0 where the configuration names no device proposer."""

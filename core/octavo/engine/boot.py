@@ -11,14 +11,18 @@ from octavo.assemble import Resolved, build_executor, build_policy, build_propos
 from octavo.cache.blocks import BlockPool
 from octavo.cache.prefix import root_hash
 from octavo.config.launch import LaunchConfig
+from octavo.contracts.executor import Executor, GuessingExecutor
 from octavo.engine.adapters import build_adapters
 from octavo.engine.core import EngineCore
 from octavo.engine.messages import Ready
+from octavo.engine.structured import build_structured
 from octavo.errors import ConfigError
 from octavo.params import SamplingParams
 from octavo.plugins.report import PluginLock
 from octavo.records import Context
+from octavo.scheduling.device_speculator import DeviceSpeculator
 from octavo.scheduling.scheduler import Scheduler
+from octavo.scheduling.speculating import Speculating
 from octavo.scheduling.speculator import Speculator
 
 _log = logging.getLogger("octavo.engine")
@@ -63,9 +67,10 @@ def build_core(resolved: Resolved) -> EngineCore:
             max_queue=config.scheduler.max_queue,
             prefix_caching=config.cache.prefix_caching,
             adapters=slots,
-            speculator=_speculator(resolved),
+            speculator=_speculator(resolved, executor),
         )
         processors = resolved.build_processors()
+        structured = build_structured(resolved)
     except BaseException:
         executor.stop()
         raise
@@ -85,6 +90,7 @@ def build_core(resolved: Resolved) -> EngineCore:
         processors=[choice.name for choice in resolved.processors],
         uses_priority=resolved.choices["policy"].record.uses_priority,
         adapters=None if adapters is None else adapters.listing(),
+        structured_off=structured.reason,
     )
     unsafe = [
         processor
@@ -100,15 +106,27 @@ def build_core(resolved: Resolved) -> EngineCore:
         unsafe=unsafe if resolved.speculates else (),
         overlap=not resolved.speculates,
         adapters=adapters,
+        structured=structured,
     )
 
 
-def _speculator(resolved: Resolved) -> Speculator | None:
-    proposer, context = build_proposer(resolved), resolved.context
-    if proposer is None:
+def _speculator(resolved: Resolved, executor: Executor) -> Speculating | None:
+    if not resolved.speculates:
         return None
-    name = resolved.choices["proposer"].name
-    return Speculator(proposer, name, context.model.vocab_size, context.max_sequences)
+    choice, context = resolved.choices["proposer"], resolved.context
+    if resolved.guesses_on_device:
+        longest = executor.longest_guess if isinstance(executor, GuessingExecutor) else 0
+        if not longest:
+            name = resolved.choices["executor"].name
+            raise ConfigError(
+                f"{choice.name!r} guesses on the device, which executor {name!r} can't do.", "speculation"
+            )
+        tokens, fixed = context.max_batch_tokens, not resolved.config.speculation.adapt
+        return DeviceSpeculator(choice.name, longest, context.max_sequences, tokens, fixed)
+    proposer = build_proposer(resolved)
+    assert proposer is not None
+    fixed = not resolved.config.speculation.adapt
+    return Speculator(proposer, choice.name, context.model.vocab_size, context.max_sequences, fixed)
 
 
 def _max_length(config: LaunchConfig, context: Context, capacity: int) -> int:

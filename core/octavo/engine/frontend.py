@@ -87,6 +87,8 @@ class Frontend:
                 eos_ids=self.tokenizer.eos_ids,
                 longest_token=self._longest_token,
                 processors=tuple(ready.processors),
+                structured=self.config.structured_outputs,
+                structured_off=ready.structured_off,
             ),
             seed=self.config.model.seed,
             select_adapter=self.host.select_adapter if self.host.selects_adapters else None,

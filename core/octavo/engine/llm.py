@@ -209,9 +209,17 @@ class LLM:
         self._check_alive()
         each = zip(prompts, _params_for(params, len(prompts)), _adapters_for(adapter, len(prompts)), strict=True)
         with self._turn:
-            jobs = [self._admit(*prompt, wanted, name) for prompt, wanted, name in each]
-            with tqdm(total=len(jobs), unit="prompt", disable=not bar) as progress, _polite_interrupts() as check:
-                self._run(jobs, progress.update, check)
+            jobs: list[_Job] = []
+            try:
+                for prompt, wanted, name in each:
+                    jobs.append(self._admit(*prompt, wanted, name))
+                with (
+                    tqdm(total=len(jobs), unit="prompt", disable=not bar) as progress,
+                    _polite_interrupts() as check,
+                ):
+                    self._run(jobs, progress.update, check)
+            finally:
+                self._core.handle(Abort([number for job in jobs for number in job.answers.unfinished]))
         return [job.output for job in jobs]
 
     def _check_alive(self) -> None:
@@ -239,24 +247,21 @@ class LLM:
     def _admit(self, prompt: Prompt, add_special_tokens: bool, params: SamplingParams, adapter: str | None) -> _Job:
         prompt_ids, bad_word_ids = self._frontend.admission.prepare(prompt, params, add_special_tokens)
         submit, answers = self._frontend.submit(prompt_ids, bad_word_ids, params, adapter=adapter)
-        self._core.check(submit)
+        self._core.prepare(submit)
         outputs = [CompletionOutput(index, "", []) for index in range(params.n)]
         text = prompt if isinstance(prompt, str) else None
         return _Job(submit, answers, RequestOutput(answers.label, text, prompt_ids, outputs))
 
     def _run(self, jobs: Sequence[_Job], finished: Callable[[], object], check: Callable[[], None]) -> None:
         waiting, live = deque(jobs), dict[int, _Job]()
-        try:
-            while waiting or live:
-                check()
-                while waiting and self._has_room(len(live), waiting[0].submit.params.n):
-                    job = waiting.popleft()
-                    live.update(dict.fromkeys(job.answers.ids, job))
-                    self._core.handle(job.submit)
-                for message in self._core.step():
-                    self._take(message, live, finished)
-        finally:
-            self._core.handle(Abort(list(live)))
+        while waiting or live:
+            check()
+            while waiting and self._has_room(len(live), waiting[0].submit.params.n):
+                job = waiting.popleft()
+                live.update(dict.fromkeys(job.answers.ids, job))
+                self._core.handle(job.submit)
+            for message in self._core.step():
+                self._take(message, live, finished)
 
     def _has_room(self, live: int, more: int) -> bool:
         return not live or live + more <= self._core.ready.max_queue

@@ -121,7 +121,8 @@ class Rejected(msgspec.Struct, frozen=True, array_like=True, tag="rejected"):
 
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
     """The engine is built. ``max_length`` is what the cache really holds; ``processors`` are the names of the
-    logits processors that take options; ``uses_priority`` is the scheduling policy's."""
+    logits processors that take options; ``uses_priority`` is the scheduling policy's. ``structured_off``: why
+    answers can't be held to a grammar here; empty where they can."""
 
     context: Context
     num_blocks: int
@@ -130,6 +131,7 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
     processors: list[str]
     uses_priority: bool = False
     adapters: list[ServedAdapter] | None = None  # None: this engine takes none
+    structured_off: str = ""
 
 
 class AdapterReply(msgspec.Struct, frozen=True, array_like=True, tag="adapter_reply"):

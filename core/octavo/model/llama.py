@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from octavo.contracts.attention import AttentionSpec, StepBatch
+from octavo.contracts.linear import kv_scales
 from octavo.contracts.model import WeightSlot
 from octavo.errors import CheckpointError
 from octavo.model.layers import Embedding, LMHead, RMSNorm
@@ -60,6 +61,7 @@ class LlamaAttention:
             bias=style.output_bias,
             division="row",
         )
+        key_scale, value_scale = kv_scales(parts.scheme, name)
         self.spec = AttentionSpec(
             layer=layer,
             num_heads=self._heads,
@@ -67,6 +69,8 @@ class LlamaAttention:
             head_dim=size,
             scale=size**-0.5,
             sliding_window=(config.get("sliding_window") or None) if style.windowed else None,
+            key_scale=key_scale,
+            value_scale=value_scale,
         )
         eps = float(config.get("rms_norm_eps", 1e-6))
         self.query_norm = RMSNorm(parts, f"{name}.q_norm", size, eps) if style.qk_norm else None
@@ -148,11 +152,27 @@ class LlamaForCausalLM:
             self.ignored_weights = (*self.ignored_weights, r"lm_head\.weight")
 
     def forward(self, token_ids: Tensor, batch: StepBatch, plan: Any, caches: Sequence[Tensor]) -> Tensor:
+        return self.forward_tapped(token_ids, batch, plan, caches, ())[0]
+
+    def forward_tapped(
+        self,
+        token_ids: Tensor,
+        batch: StepBatch,
+        plan: Any,
+        caches: Sequence[Tensor],
+        layers: Sequence[int],
+    ) -> tuple[Tensor, Sequence[Tensor]]:
         x, residual = self._embed(token_ids), None
         rope = self._rope(batch.positions)
-        for layer, cache in zip(self._layers, caches, strict=True):
+        tapped = {}
+        for index, (layer, cache) in enumerate(zip(self._layers, caches, strict=True)):
             x, residual = layer(x, residual, rope, plan, cache)
-        return self._norm(x, residual)
+            if index in layers:
+                tapped[index] = x + residual
+        return self._norm(x, residual), [tapped[layer] for layer in layers]
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        return self._embed(token_ids)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self._head(hidden)

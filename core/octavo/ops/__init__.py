@@ -28,8 +28,13 @@ class Ops:
     silu_mul: Callable[..., Any] = reference.silu_mul
     rope: Callable[..., Any] = reference.rope
     qk_norm_rope: Callable[..., Any] = reference.qk_norm_rope
+    linear: Callable[..., Any] = reference.linear
     draw: Callable[..., Any] = noise.draw
+<<<<<<< HEAD
     linear: LinearMethod | None = None
+=======
+    mask_logits: Callable[..., Any] = reference.mask_logits
+>>>>>>> main
 
 
 def build_ops(implementations: Mapping[str, Any]) -> Ops:

@@ -68,18 +68,52 @@ def log_exponential(bits: torch.Tensor) -> torch.Tensor:
     return noise.sub_(2.0**-32).log1p_().neg_().log_()
 
 
-def draw(scaled: torch.Tensor, words: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """Tokens int64 [n], each drawn from softmax of its row of ``scaled`` float32 [n, vocab]."""
-    budget = _CHUNK_CPU if scaled.device.type == "cpu" else _CHUNK_GPU
-    size = max(1, budget // scaled.shape[1])
-    starts = range(0, len(scaled), size)
-    winners = [_race(scaled[i : i + size], words, keys[i : i + size]) for i in starts]
+def draw(
+    logits: torch.Tensor, temperature: torch.Tensor | None, words: torch.Tensor, keys: torch.Tensor
+) -> torch.Tensor:
+    """Tokens int64 [n], each drawn from softmax of its row of ``logits`` float32 [n, vocab] over ``temperature``.
+
+    ``temperature`` float32 [n, 1]; ``None`` where the logits are scaled already.
+    """
+    budget = _CHUNK_CPU if logits.device.type == "cpu" else _CHUNK_GPU
+    size = max(1, budget // logits.shape[1])
+    parts = [slice(start, start + size) for start in range(0, len(logits), size)]
+    winners = [
+        _race(logits[part], None if temperature is None else temperature[part], words, keys[part]) for part in parts
+    ]
     return winners[0] if len(winners) == 1 else torch.cat(winners)
 
 
-def _race(scaled: torch.Tensor, words: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+def _race(
+    logits: torch.Tensor, temperature: torch.Tensor | None, words: torch.Tensor, keys: torch.Tensor
+) -> torch.Tensor:
     noise = log_exponential(random_bits(words, keys))
+    scaled = logits if temperature is None else logits / temperature
     return torch.sub(scaled, noise, out=noise).argmax(dim=1)
+
+
+def mixed_seeds(seeds: UIntArray) -> IntArray:
+    """What ``row_keys_on_device`` takes instead of seeds: int64 [n]."""
+    return _mix64(seeds).view(np.int64)
+
+
+def row_keys_on_device(mixed: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """``row_keys`` for positions that only the device knows: int32 [n, 2] from two int64 [n]."""
+    values = mixed ^ (positions * _signed64(0x9E3779B97F4A7C15))
+    for shift, odd in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        values = (values ^ _shifted(values, shift)) * _signed64(odd)
+    values = (values ^ _shifted(values, 31)) | (1 << 32)
+    return values.unsqueeze(1).view(torch.int32)
+
+
+def _signed64(value: int) -> int:
+    """The int64 with the same bits."""
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shifted(values: torch.Tensor, shift: int) -> torch.Tensor:
+    """Shifted right as if unsigned."""
+    return (values >> shift) & ((1 << (64 - shift)) - 1)
 
 
 def _mix64(values: UIntArray) -> UIntArray:

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from octavo.contracts.linear import ignored_weights
 from octavo.contracts.model import CausalLM
 from octavo.model.parallel import Ranks
 from octavo.model.parts import Parts
 from octavo.ops import build_ops
+from octavo.run.memory import weight_bytes
 
 if TYPE_CHECKING:
     from octavo.assemble import Resolved
@@ -37,6 +39,7 @@ def build_model(resolved: Resolved, parts: Parts) -> CausalLM:
     """The architecture, with its parameters allocated on ``parts.device`` and nothing in them yet."""
     choice = resolved.choices["architecture"]
     model: CausalLM = choice.build(resolved.context, choice.options, parts)
+    model.ignored_weights = (*model.ignored_weights, *ignored_weights(parts.scheme))
     return model
 
 
@@ -44,7 +47,7 @@ def load_model(resolved: Resolved, parts: Parts, progress: Progress) -> tuple[Ca
     """The model, loaded and finalised, and the bytes its weights took while loading."""
     model = build_model(resolved, parts)
     choice = resolved.choices["loader"]
-    size = sum(slot.target.numel() * slot.target.element_size() for slot in model.slots())
+    size = weight_bytes(model)
     with torch.inference_mode():
         choice.build(resolved.context, choice.options).load(model, resolved.context.model, progress)
         model.finalize()

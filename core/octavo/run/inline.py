@@ -12,7 +12,12 @@ from octavo.loading.progress import progress_bar
 from octavo.run.adapters import RunnerAdapters
 from octavo.run.build import build_parts, load_model
 from octavo.run.cpu import prepare_cpu
-from octavo.run.graphs import DecodeGraphs
+from octavo.run.draft_kit import build_device_proposer, graph_queries, longest_guess
+from octavo.run.dtypes import torch_dtype
+from octavo.run.graphs import LENGTHS, DecodeGraphs
+from octavo.run.guess_ends import Noise, Place
+from octavo.run.guess_graphs import GuessGraphs
+from octavo.run.guesser import Guesser
 from octavo.run.measure import measure_peak
 from octavo.run.memory import divide_memory, empty_cache
 from octavo.run.rows import Rows
@@ -34,32 +39,56 @@ class InlineExecutor:
         parts = build_parts(resolved, device)
         with progress_bar(ctx.model.name) as progress:
             model, weights = load_model(resolved, parts, progress)
-        kv_dtype = getattr(torch, ctx.kv_dtype)
+        guessing = build_device_proposer(resolved, model, device)
+        proposer, bodies = guessing or (None, [])
+        kv_dtype = torch_dtype(ctx.kv_dtype)
+        weights += sum(body.memory.weights for body in bodies)
         weights += parts.lora.reserved_bytes if parts.lora else 0
         peak = None
         if device.type == "cuda":
             peak = measure_peak(model, parts.attention, ctx, kv_dtype, device)
             weights = torch.cuda.memory_allocated(device)
-        self.memory = divide_memory(resolved, model, parts.attention, weights, peak)
+        drafts = [body.memory for body in bodies]
+        self.memory = divide_memory(resolved, model, parts.attention, weights, peak, drafts)
         self.depth = 0 if device.type == "cpu" else 1
         self.num_blocks = self.memory.num_blocks
         caches = [
             empty_cache(parts.attention.kv_shape(spec, self.num_blocks), kv_dtype, device)
             for spec in model.attention_layers
         ]
-        rows = Rows(ctx.max_sequences, ctx.max_length, ctx.block_size, device)
+        for body in bodies:
+            body.allocate(self.num_blocks)
+        self.longest_guess = longest_guess(proposer)
+        rows = Rows(ctx.max_sequences, ctx.max_length, ctx.block_size, device, self.longest_guess)
         sampler = Sampler(
-            ctx.model.vocab_size, ctx.max_sequences, device, resolved.build_processors(), parts.ops.draw
+            ctx.model.vocab_size,
+            ctx.max_sequences,
+            device,
+            resolved.build_processors(),
+            parts.ops.draw,
+            parts.ops.mask_logits,
         )
         self.adapter_slots = parts.lora.slots if parts.lora else 0
         adapters = RunnerAdapters(parts.lora, ctx.max_sequences, device) if parts.lora else None
-        graphs = None
-        if device.type == "cuda" and _graph_safe(resolved):
+        safe = device.type == "cuda" and _graph_safe(resolved)
+        queries = min([graph_queries(resolved, parts.attention), *(body.graph_queries for body in bodies)])
+        guesser = graphs = None
+        if proposer is not None:
+            noise = Noise(ctx.max_sequences, ctx.model.vocab_size, device, parts.ops.draw)
+            vocab_size, captured = ctx.model.vocab_size, safe and queries > 1
+            place = Place(rows, noise, ctx.block_size, ctx.max_length, vocab_size, on_device=captured)
             with torch.inference_mode():
-                graphs = DecodeGraphs(model, parts.attention, caches, rows, ctx.block_size, device, adapters)
+                guesser = Guesser(proposer, place, GuessGraphs(proposer, place, device) if captured else None)
+        if safe:
+            taps = () if guesser is None else guesser.tap_layers
+            longest = self.longest_guess or (LENGTHS[-1] if resolved.speculates else 0)
+            with torch.inference_mode():
+                graphs = DecodeGraphs(
+                    model, parts.attention, caches, rows, ctx.block_size, device, adapters, taps, longest, queries
+                )
         self._adapters = adapters
         self._runner: Runner | None = Runner(
-            model, parts.attention, caches, rows, sampler, ctx.block_size, device, graphs, adapters
+            model, parts.attention, caches, rows, sampler, ctx.block_size, device, graphs, adapters, guesser
         )
 
     def launch(self, plan: StepPlan) -> PendingStep:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from octavo.errors import ConfigError
+from octavo.run.dtypes import torch_dtype
 
 if TYPE_CHECKING:
     from octavo.assemble import Resolved
@@ -17,6 +19,15 @@ if TYPE_CHECKING:
 
 _GIB = 2**30
 _MIN_BLOCKS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class DraftMemory:
+    """What a proposer's layers take beside the target's, in bytes."""
+
+    weights: int = 0
+    per_block: int = 0
+    activations: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,24 +46,41 @@ class MemoryPlan:
 def plan_memory(resolved: Resolved) -> MemoryPlan:
     """Plan without touching the device: the model is built of tensors that have a shape and no storage."""
     from octavo.run.build import build_model, build_parts
+    from octavo.run.draft_kit import build_device_proposer
 
-    parts = build_parts(resolved, torch.device("meta"))
+    meta = torch.device("meta")
+    parts = build_parts(resolved, meta)
     model = build_model(resolved, parts)
-    weights = sum(slot.target.numel() * slot.target.element_size() for slot in model.slots())
+    weights = weight_bytes(model)
     weights += parts.lora.reserved_bytes if parts.lora else 0
-    return divide_memory(resolved, model, parts.attention, weights)
+    built = build_device_proposer(resolved, model, meta)
+    drafts = [body.memory for body in built[1]] if built else []
+    weights += sum(draft.weights for draft in drafts)
+    return divide_memory(resolved, model, parts.attention, weights, drafts=drafts)
+
+
+def weight_bytes(model: CausalLM) -> int:
+    """Bytes of a model's parameters while they are loaded."""
+    return sum(slot.target.numel() * slot.target.element_size() for slot in model.slots())
 
 
 def divide_memory(
-    resolved: Resolved, model: CausalLM, attention: AttentionBackend, weights: int, peak: int | None = None
+    resolved: Resolved,
+    model: CausalLM,
+    attention: AttentionBackend,
+    weights: int,
+    peak: int | None = None,
+    drafts: Sequence[DraftMemory] = (),
 ) -> MemoryPlan:
     """How many blocks fit beside ``weights`` bytes of weights; raises :class:`ConfigError` when too few do.
 
-    ``peak`` is what a step's activations were measured to take; without, it is estimated.
+    ``peak`` is what a step's activations were measured to take; without, it is estimated. ``weights`` are those of
+    ``drafts`` as well; their blocks are as many as the target's.
     """
     ctx, cache = resolved.context, resolved.config.cache
-    block = block_bytes(resolved, model, attention)
-    activations = (peak or _activation_bytes(resolved)) + _graph_bytes(resolved)
+    block = block_bytes(resolved, model, attention) + sum(draft.per_block for draft in drafts)
+    activations = (peak or activation_bytes(resolved)) + _graph_bytes(resolved)
+    activations += sum(draft.activations for draft in drafts)
     useful = ctx.max_sequences * -(-ctx.max_length // ctx.block_size) + 1
     if cache.blocks is not None:
         blocks, source = cache.blocks, "cache.blocks"
@@ -75,7 +103,7 @@ def divide_memory(
 
 def block_bytes(resolved: Resolved, model: CausalLM, attention: AttentionBackend) -> int:
     """Bytes that one block takes in all layers."""
-    size = getattr(torch, resolved.context.kv_dtype).itemsize
+    size = torch_dtype(resolved.context.kv_dtype).itemsize
     return sum(torch.Size(attention.kv_shape(spec, 1)).numel() * size for spec in model.attention_layers)
 
 
@@ -87,7 +115,7 @@ def empty_cache(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
     return torch.from_numpy(np.zeros(size, np.uint8)).view(dtype).view(shape)
 
 
-def _activation_bytes(resolved: Resolved) -> int:
+def activation_bytes(resolved: Resolved) -> int:
     """A step's largest tensors: hidden states, the MLP's, and the sampled rows' logits with two copies."""
     ctx = resolved.context
     width = getattr(torch, ctx.dtype).itemsize

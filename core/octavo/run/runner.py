@@ -10,21 +10,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from octavo.contracts.attention import AttentionBackend
-from octavo.contracts.executor import RowLogprobs, StepPlan, StepResult
+from octavo.contracts.executor import Masks, RowLogprobs, StepPlan, StepResult
 from octavo.contracts.model import CausalLM
 from octavo.run.adapters import NoAdapters
 from octavo.run.graphs import DecodeGraphs
+from octavo.run.guesser import NoGuesser, Sampling
 from octavo.run.rows import Rows
 from octavo.run.sampler import Logprobs, Sampled, Sampler
-from octavo.run.step import Samples, build_step
+from octavo.run.step import Samples, StepInputs, build_step
+from octavo.run.taps import forward_tapped
 from octavo.run.verify import gather_results
 
+_NOTHING_POSSIBLE = (
+    "The model's logits are not finite (NaN or infinity), or the request's own limits (allowed tokens, bad words, "
+    "bias, grammar) bar every token."
+)
 _PROMPT_LOGPROB_ROWS = 512
 """Positions whose logits exist at once while prompt log-probabilities are computed."""
 
@@ -47,28 +54,60 @@ class Runner:
         device: torch.device,
         graphs: DecodeGraphs | None = None,
         adapters: NoAdapters | None = None,
+        guesser: NoGuesser | None = None,
     ) -> None:
         self._model, self._attention, self._caches = model, attention, caches
         self._rows, self._sampler, self._graphs = rows, sampler, graphs
         self._block_size, self._device = block_size, device
         self._adapters = NoAdapters() if adapters is None else adapters
+        self._guesser = NoGuesser() if guesser is None else guesser
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Pending:
         """Start the step. On a CPU it has run when this returns."""
         self._update_rows(plan)
+        plan = self._guesser.begin(plan, self._sampler.reads_drafts)
         if self._graphs is not None and self._graphs.covers(plan) and not self._rows.prompt_logprobs:
-            return Pending(plan, self._rows, self._sample(*self._graphs.run(plan)), {}, self._forget)
-        step = build_step(plan, self._rows, self._block_size, self._device)
+            logits: Tensor | None
+            step, hidden, taps, logits = self._graphs.run(plan)
+            prompt_logprobs: PromptLogprobs = {}
+        else:
+            step = build_step(plan, self._rows, self._block_size, self._device)
+            hidden, taps = self._forward(plan, step)
+            prompt_logprobs = self._prompt_logprobs(plan, hidden) if self._rows.prompt_logprobs else {}
+            chosen = hidden.index_select(0, step.sampled_tokens)
+            self._adapters.begin_logits(step.samples.rows)
+            logits = self._model.logits(chosen) if len(chosen) else None
+        pending = Pending(plan, self._rows, prompt_logprobs, self._forget)
+        pending.sampling = partial(self._finish, plan, step, hidden, taps, logits)
+        if not plan.masked:
+            pending.sample(None)
+        return pending
+
+    def _forward(self, plan: StepPlan, step: StepInputs) -> tuple[Tensor, Sequence[Tensor]]:
+        """Final hidden states [tokens, hidden_size], and those that the guesser taps."""
         attention_plan = self._attention.plan(step.batch)
         self._adapters.begin(plan)
-        hidden = self._model.forward(step.token_ids, step.batch, attention_plan, self._caches)
-        prompt_logprobs = self._prompt_logprobs(plan, hidden) if self._rows.prompt_logprobs else {}
-        sampled = None
-        if len(step.samples.index):
-            logits = self._model.logits(hidden.index_select(0, step.sampled_tokens))
-            sampled = self._sample(logits, step.samples)
-        return Pending(plan, self._rows, sampled, prompt_logprobs, self._forget)
+        return forward_tapped(
+            self._model, step.token_ids, step.batch, attention_plan, self._caches, self._guesser.tap_layers
+        )
+
+    @torch.inference_mode()
+    def _finish(
+        self,
+        plan: StepPlan,
+        step: StepInputs,
+        hidden: Tensor,
+        taps: Sequence[Tensor],
+        logits: Tensor | None,
+        masks: Masks | None,
+    ) -> tuple[InFlight | None, str]:
+        """Sample, and let the guesser follow: the tokens on their way, and why guessing failed, if it did."""
+        sampled = sampling = None
+        if logits is not None:
+            sampled, sampling = self._sample(logits, step.samples, masks)
+        self._guesser.follow(plan, step, hidden, taps, sampling)
+        return sampled, self._guesser.failed
 
     def _update_rows(self, plan: StepPlan) -> None:
         self._rows.apply(plan)
@@ -78,14 +117,16 @@ class Runner:
         for start in plan.starts:
             self._sampler.admit(start)
 
-    def _sample(self, logits: Tensor, samples: Samples) -> InFlight:
+    def _sample(self, logits: Tensor, samples: Samples, masks: Masks | None) -> tuple[InFlight, Sampling]:
+        if masks is not None:
+            self._sampler.mask(logits, samples.index, masks)
         sampled = self._sampler.sample(logits, samples.rows, samples.positions, samples.drafts)
-        rows, tokens = samples.device_rows, sampled.tokens
+        rows, tokens, last = samples.device_rows, sampled.tokens, None
         if samples.drafts is not None and sampled.kept is not None:
             last = samples.drafts.last(sampled.kept)
             rows, tokens = rows[last], tokens[last]
         self._rows.last_tokens.index_copy_(0, rows, tokens)
-        return InFlight.send(sampled, samples)
+        return InFlight.send(sampled, samples), Sampling(rows, sampled.tokens, last)
 
     def _prompt_logprobs(self, plan: StepPlan, hidden: Tensor) -> PromptLogprobs:
         """For the rows that asked: log-probabilities of the prompt tokens after each position of this chunk."""
@@ -100,6 +141,7 @@ class Runner:
         return found
 
     def _judge(self, hidden: Tensor, row: int, first: int, top: int) -> list[Logprobs]:
+        self._adapters.begin_logits(np.full(len(hidden), row))
         targets = torch.from_numpy(self._rows.tokens[row, first + 1 : first + 1 + hidden.shape[0]])
         parts = [slice(at, at + _PROMPT_LOGPROB_ROWS) for at in range(0, hidden.shape[0], _PROMPT_LOGPROB_ROWS)]
         return [
@@ -163,13 +205,21 @@ class Pending:
         self,
         plan: StepPlan,
         rows: Rows,
-        sampled: InFlight | None,
         prompt_logprobs: PromptLogprobs,
         forget: Callable[[int, int], None],
     ) -> None:
-        self._plan, self._rows, self._sampled = plan, rows, sampled
+        self._plan, self._rows = plan, rows
+        self.sampling: Callable[[Masks | None], tuple[InFlight | None, str]] | None = None  # what is left to do
+        self._sampled: InFlight | None = None
         self._prompt_logprobs, self._forget = prompt_logprobs, forget
+        self._guessing_failed = ""
         self._generations = rows.generations[plan.rows]
+
+    def sample(self, masks: Masks | None) -> None:
+        """See :class:`octavo.contracts.executor.PendingStep`."""
+        if self.sampling is not None:
+            self._sampled, self._guessing_failed = self.sampling(masks)
+            self.sampling = None
 
     def result(self) -> StepResult:
         tokens = np.full(len(self._plan.rows), -1, np.int64)
@@ -190,11 +240,13 @@ class Pending:
         prompts = {
             at: [one for piece in pieces for one in piece.to_host()] for at, pieces in self._prompt_logprobs.items()
         }
-        return StepResult(self._plan.number, tokens, logprobs, prompts, failed, accepted)
+        return StepResult(
+            self._plan.number, tokens, logprobs, prompts, failed, accepted, guessing_failed=self._guessing_failed
+        )
 
     def _failures(self, broken: np.ndarray) -> dict[int, str]:
         for index in broken:
             row = self._plan.rows[index]
             if self._rows.generations[row] == self._generations[index]:
                 self._forget(row, self._plan.positions[index] + self._plan.counts[index])
-        return {int(index): "The model's logits are not finite (NaN or infinity)." for index in broken}
+        return {int(index): _NOTHING_POSSIBLE for index in broken}

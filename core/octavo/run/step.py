@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo.contracts.attention import StepBatch
-from octavo.contracts.executor import StepPlan
+from octavo.contracts.executor import GUESSED, StepPlan
 from octavo.run.rows import Rows
 from octavo.run.upload import upload
 from octavo.run.verify import Drafts
@@ -34,6 +34,7 @@ class StepInputs:
     batch: StepBatch
     samples: Samples
     sampled_tokens: Tensor  # int64: index in the batch of each token after which one is sampled
+    known_next: np.ndarray | None = None  # int64 [tokens]: the host's token behind each; none where all are sampled
 
 
 def build_step(plan: StepPlan, rows: Rows, block_size: int, device: torch.device) -> StepInputs:
@@ -55,7 +56,7 @@ def build_step(plan: StepPlan, rows: Rows, block_size: int, device: torch.device
         behind = slice(starts[place + 1] - len(draft), starts[place + 1])
         known[behind], unknown[behind] = draft, False
     index = np.flatnonzero(plan.samples)
-    drafts, back = Drafts.of(plan, index, device), 0
+    drafts, back = Drafts.of(plan, index, rows, device), np.zeros(1, np.int64)
     if drafts is not None:
         index = np.repeat(index, drafts.lengths + 1)
         back = np.repeat(drafts.lengths, drafts.lengths + 1) - drafts.places
@@ -65,6 +66,11 @@ def build_step(plan: StepPlan, rows: Rows, block_size: int, device: torch.device
     if unknown.any():
         late, of_late = upload((np.flatnonzero(unknown), of_token[unknown]), device)
         ids = ids.index_copy(0, late, rows.last_tokens[of_late])
+    guessed = np.flatnonzero(known == GUESSED)
+    if len(guessed):
+        places = positions[guessed] - first[np.repeat(np.arange(len(numbers)), counts)[guessed]] - 1
+        at, of_guess, in_guess = upload((guessed, of_token[guessed], places), device)
+        ids = ids.index_copy(0, at, rows.guesses[of_guess, in_guess])
     batch = StepBatch(
         num_tokens=int(starts[-1]),
         num_rows=len(numbers),
@@ -79,4 +85,6 @@ def build_step(plan: StepPlan, rows: Rows, block_size: int, device: torch.device
         block_tables_host=rows.block_tables[numbers, :width],
     )
     samples = Samples(index, numbers[index], sent[7], lengths[index] - back, drafts)
-    return StepInputs(ids, batch, samples, sent[6])
+    guessing = rows.guesses.shape[1] and len(index) < len(positions)
+    known_next = rows.tokens[of_token, positions + 1] if guessing else None
+    return StepInputs(ids, batch, samples, sent[6], known_next)

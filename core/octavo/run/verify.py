@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.contracts.executor import StepPlan
+from octavo.contracts.executor import GUESSED, StepPlan
+from octavo.run.rows import Rows
 from octavo.run.upload import upload
 
 NONE = -1
@@ -29,10 +30,13 @@ class Drafts:
 
     ``places`` int64 [n]: drafted tokens of the row that come before the one sampled there. ``firsts`` int64 [rows]:
     each sampling row's first position. ``drafted`` int64 [n]: the drafted token that is judged at the position,
-    ``NONE`` at a row's last.
+    ``NONE`` at a row's last. ``guessed`` int64 [rows, width], on the device, are the tokens of drafts that the host
+    does not know, which stand as ``GUESSED``.
     """
 
-    def __init__(self, drafts: Sequence[Sequence[int]], device: torch.device) -> None:
+    def __init__(
+        self, drafts: Sequence[Sequence[int]], device: torch.device, guessed: Tensor | None = None
+    ) -> None:
         self.lengths = np.array([len(draft) for draft in drafts], np.int64)
         counts = self.lengths + 1
         self.firsts = np.cumsum(counts) - counts
@@ -40,14 +44,26 @@ class Drafts:
         self.drafted = np.array([token for draft in drafts for token in (*draft, NONE)], np.int64)
         self.device = device
         self._starts = np.repeat(self.firsts, counts)
-        self._sent = upload((self.drafted, self._starts, self.firsts), device)
+        of_row = np.repeat(np.arange(len(counts)), counts)
+        drafted, starts, firsts, row, places = upload(
+            (self.drafted, self._starts, self.firsts, of_row, self.places), device
+        )
+        if guessed is not None:
+            theirs = guessed[row, places.clamp_max(guessed.shape[1] - 1)]
+            drafted = torch.where(drafted == GUESSED, theirs, drafted)
+        self._sent = (drafted, starts, firsts)
 
     @staticmethod
-    def of(plan: StepPlan, index: np.ndarray, device: torch.device) -> Drafts | None:
+    def of(plan: StepPlan, index: np.ndarray, rows: Rows, device: torch.device) -> Drafts | None:
         """Those of the plan's rows ``index``, which sample; ``None`` where nothing was drafted."""
         if not plan.drafts:
             return None
-        return Drafts([plan.drafts.get(place, ()) for place in index.tolist()], device)
+        drafts = [plan.drafts.get(place, ()) for place in index.tolist()]
+        guessed = None
+        if any(GUESSED in draft for draft in drafts):
+            (numbers,) = upload((np.asarray(plan.rows, np.int64)[index],), device)
+            guessed = rows.guesses.index_select(0, numbers)
+        return Drafts(drafts, device, guessed)
 
     def kept(self, tokens: Tensor) -> Tensor:
         """Of ``tokens`` int64 [n], sampled at the positions: bool [n], true where all drafted tokens before the
@@ -65,7 +81,8 @@ class Drafts:
         return firsts + upto[ends - 1] - upto[firsts - 1] - 1  # firsts[0] - 1 is -1, the zero at the end
 
     def before(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The drafted tokens before each of the positions ``index``: places in ``index``, and the tokens."""
+        """The drafted tokens before each of the positions ``index``: places in ``index``, and the tokens, which the
+        host must know."""
         counts = self.places[index]
         ends = np.cumsum(counts)
         which = np.repeat(np.arange(len(index)), counts)

@@ -48,9 +48,10 @@ def _place_problem(request: Request, block_size: int, pool: BlockPool) -> str | 
     if request.row < 0:
         idle = not request.blocks and not request.computed and not request.published
         return None if idle else "waits, but holds blocks"
-    if len(request.blocks) != -(-(request.computed + request.drafted) // block_size):
+    if len(request.blocks) != -(-(request.computed + request.drafted + request.ahead) // block_size):
         return (
-            f"has {len(request.blocks)} blocks for {request.computed} computed and {request.drafted} drafted tokens"
+            f"has {len(request.blocks)} blocks for {request.computed} computed and {request.drafted} drafted "
+            f"tokens and {request.ahead} behind them"
         )
     if request.published * block_size > min(request.computed, request.known - request.pending):
         return f"has published {request.published} blocks, more than are full and known"

@@ -114,9 +114,11 @@ class Ledger:
             self.pool.publish(request.blocks[index], hashes[index])
         request.published = full
 
-    def trim(self, request: Request) -> None:
-        """Give back blocks behind the computed tokens: their drafts were wrong. Nothing in them was published."""
-        keep = self.blocks_for(request.computed)
+    def trim(self, request: Request, ahead: int) -> None:
+        """Give back blocks behind the computed tokens and ``ahead`` more: their drafts were wrong. Nothing in them
+        was published."""
+        request.ahead = max(0, min(ahead, len(request.blocks) * self._block_size - request.computed))
+        keep = self.blocks_for(request.computed + request.ahead)
         if len(request.blocks) > keep:
             self.pool.release(request.blocks[keep:])
             del request.blocks[keep:]
@@ -148,7 +150,7 @@ class Ledger:
         self.adapters.release(request.adapter_key)
         request.blocks = []
         request.drafts = []
-        request.computed = request.published = 0
+        request.computed = request.published = request.guessed = request.ahead = 0
 
     def blocks_for(self, tokens: int) -> int:
         """Blocks that hold ``tokens`` tokens."""

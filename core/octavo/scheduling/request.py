@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from octavo.cache.prefix import extend
 from octavo.params import SamplingParams
+
+
+class Constraint(Protocol):
+    """Holds an answer to a form. Kept by the engine, which gives its rows masks before they are sampled."""
+
+    def fits(self, tokens: Sequence[int]) -> int:
+        """How many of ``tokens``, from the first on, may be drafted behind the tokens known."""
+        ...
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -33,6 +43,7 @@ class Request:
     eos_ids: frozenset[int] = frozenset()
     seed: int = 0
     bad_word_ids: list[list[int]] = field(default_factory=list)
+    constraint: Constraint | None = None
     speculates: bool = True  # whether tokens may be drafted, where the engine has a proposer
 
     output_ids: list[int] = field(default_factory=list, init=False)
@@ -41,6 +52,8 @@ class Request:
     computed: int = field(default=0, init=False)  # tokens whose keys and values are, or are being, computed
     drafts: list[int] = field(default_factory=list, init=False)  # guessed for the coming step; not known
     drafted: int = field(default=0, init=False)  # guessed tokens being verified, behind the computed ones
+    guessed: int = field(default=0, init=False)  # tokens that the device has guessed behind the known ones
+    ahead: int = field(default=0, init=False)  # tokens behind computed and drafted ones that have blocks already
     limit: int = field(default=0, init=False)  # most tokens of prompt and output together
     row: int = field(default=-1, init=False)  # -1 while waiting
     adapter_slot: int = field(default=0, init=False)  # of its adapter on the device, while it runs

@@ -20,7 +20,8 @@ a prompt, a part of a prompt, or a recomputation: all the same here.
    known, for the device has them. A preempted request waits for its own before it is readmitted.
 6. With a proposer, a decode may compute guessed tokens behind its missing one. They are not known and don't count
    as computed: `update` adds those that turned out right to both, and takes back the blocks of the others. Drafts
-   get tokens before prompts do, and blocks only while everyone who runs could have one more.
+   get tokens before prompts do, and blocks only while everyone who runs could have one more. Where the device
+   guesses, behind the step it is told to, blocks for what it guesses are got ahead, under the same condition.
 
 Both lines, running and waiting, are in order of arrival. An answer that outgrows what the whole pool can hold
 ends with "length": that depends on sizes alone, never on who else is running.
@@ -41,7 +42,7 @@ from octavo.scheduling.adapters import AdapterSlots
 from octavo.scheduling.guard import PolicyGuard
 from octavo.scheduling.ledger import Ledger
 from octavo.scheduling.request import Request
-from octavo.scheduling.speculator import Speculator
+from octavo.scheduling.speculating import Speculating
 from octavo.scheduling.step import Progress, Scheduled, StepBuilder
 
 
@@ -60,7 +61,7 @@ class Scheduler:
         max_length: int,
         max_queue: int,
         prefix_caching: bool,
-        speculator: Speculator | None = None,
+        speculator: Speculating | None = None,
         clock: Callable[[], float] = time.monotonic,
         adapters: AdapterSlots | None = None,
     ) -> None:
@@ -74,6 +75,7 @@ class Scheduler:
         self._max_queue = max_queue
         self._speculator = speculator
         self._clock = clock
+        self._guess = 0  # tokens that the device guesses behind the step being scheduled
 
     @property
     def has_work(self) -> bool:
@@ -103,11 +105,11 @@ class Scheduler:
         request.limit = min(length + request.max_tokens, self._max_length, capacity + 1)
         self._ledger.enter(request)
 
-    def abort(self, request_id: int) -> Request | None:
+    def abort(self, request_id: int, reason: str = "abort") -> Request | None:
         """End a request wherever it is; ``None`` if it is unknown or has ended. Tokens in flight are dropped."""
         request = self._ledger.get(request_id)
         if request is not None:
-            self._finish(request, "abort")
+            self._finish(request, reason)
         return request
 
     def schedule(self) -> Scheduled | None:
@@ -117,18 +119,18 @@ class Scheduler:
         """
         ledger = self._ledger
         step = StepBuilder(ledger.counters.steps + 1, self._max_batch_tokens)
+        if self._speculator is not None:
+            self._speculator.draft(ledger.running, self._max_batch_tokens)
+            self._guess = self._speculator.guess
         if ledger.running:
-            if self._speculator is not None:
-                self._speculator.draft(ledger.running, self._max_batch_tokens)
             self._serve(step)
         if ledger.waiting and ledger.free_rows and not step.preempted:
             self._admit(step)
-        scheduled = step.build(ledger.ends, ledger.adapters.changes)
+        scheduled = step.build(ledger.ends, ledger.adapters.changes, self._guess, self._block_size)
         if scheduled is not None:
             if self._speculator is not None:
                 self._speculator.released(ledger.ends)
-                if step.decoding == scheduled.plan.num_tokens:
-                    self._speculator.launching(step.number, step.decoding, self._clock())
+                self._speculator.launching(step, scheduled, self._clock())
             ledger.ends = []
             ledger.adapters.changes = []
             ledger.counters.steps += 1
@@ -143,7 +145,7 @@ class Scheduler:
         if result.number != plan.number or len(result.tokens) != len(plan.rows):
             raise EngineInvariantError(f"The result of step {result.number} is not that of step {plan.number}.")
         if self._speculator is not None:
-            self._speculator.finished(plan.number, self._clock())
+            self._speculator.finished(result, self._clock())
         tokens = result.tokens.tolist()
         progress = []
         for index, request in enumerate(scheduled.requests):
@@ -163,6 +165,9 @@ class Scheduler:
                     self._settle(request, len(plan.drafts[index]), len(accepted))
                 fresh = [*accepted, tokens[index]]
                 progress.append(self._take(request, fresh, result.logprobs.get(index), scores))
+                if request.row >= 0 and self._speculator is not None:
+                    self._ledger.trim(request, plan.guess)
+                    request.guessed = request.ahead  # what lies behind its blocks was guessed from nothing
             elif scores:
                 progress.append(Progress(request, [], None, scores))
         return progress
@@ -172,12 +177,13 @@ class Scheduler:
         stats, speculator = self._ledger.stats(), self._speculator
         if speculator is None:
             return stats
+        counts = speculator.counts
         return replace(
             stats,
-            drafts=speculator.drafts,
-            drafted=speculator.drafted,
-            accepted=speculator.accepted,
-            accepted_at=speculator.accepted_at,
+            drafts=counts.drafts,
+            drafted=counts.drafted,
+            accepted=counts.accepted,
+            accepted_at=tuple(counts.accepted_at),
             speculation_off=speculator.off,
         )
 
@@ -233,6 +239,16 @@ class Scheduler:
         request.blocks += blocks
         return True
 
+    def _look_ahead(self, request: Request, guess: int, step: StepBuilder) -> None:
+        """Blocks for the tokens that the device will guess behind this step's, unless others may need them."""
+        end = request.computed + request.drafted
+        need = self._ledger.blocks_for(min(end + guess, request.limit)) - len(request.blocks)
+        if 0 < need <= self._pool.free_count - len(self._ledger.running):
+            blocks = self._pool.allocate(need)
+            step.extend(request, blocks)
+            request.blocks += blocks
+        request.ahead = max(0, len(request.blocks) * self._block_size - end)
+
     def _admit(self, step: StepBuilder) -> None:
         ledger = self._ledger
         if ledger.running and self._pool.free_count <= self._reserve():
@@ -267,9 +283,11 @@ class Scheduler:
     def _grant(self, request: Request, count: int, step: StepBuilder, drafts: Sequence[int] = ()) -> None:
         computed = request.computed = request.computed + count
         request.granted = step.number
-        request.drafted = len(drafts)
+        request.drafted, request.guessed = len(drafts), 0
         sample = computed == request.known
         step.grant(request, count, sample, drafts)
+        if request.ahead or (sample and self._guess):
+            self._look_ahead(request, self._guess if sample else 0, step)
         if sample:
             request.pending += 1
             request.known += 1
@@ -342,8 +360,6 @@ class Scheduler:
             request.computed += extra
             if request.computed >= (request.published + 1) * self._block_size:
                 self._ledger.publish(request)
-            if self._speculator is not None:
-                self._ledger.trim(request)
         if reason:
             self._finish(request, reason)
         return Progress(request, fresh, logprobs[: len(fresh)] if logprobs else None, scores, reason, first)

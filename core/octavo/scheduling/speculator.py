@@ -5,50 +5,45 @@ Whatever is wrong with a proposer costs its drafts and nothing else: it is switc
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from typing import Final
 
 import numpy as np
 
+from octavo.contracts.executor import StepResult
 from octavo.contracts.proposer import Draft, DraftRow, Proposer
 from octavo.scheduling.draft_length import Acceptance, StepTimes
 from octavo.scheduling.request import Request
-
-_MOST_POSITIONS: Final = 64  # sampled in one step, beyond what max_sequences allows for anyway
-_log = logging.getLogger("octavo.speculation")
+from octavo.scheduling.speculating import MOST_POSITIONS, DraftCounts, room_for_drafts, switched_off
+from octavo.scheduling.step import Scheduled, StepBuilder
 
 
 class Speculator:
-    """Puts drafts into requests and learns from what becomes of them.
+    """Puts a proposer's drafts into requests and learns from what becomes of them.
 
-    ``off`` is empty, or says why the proposer was switched off.
+    Implements :class:`octavo.scheduling.speculating.Speculating`. ``fixed``: always as much as may be.
     """
 
-    def __init__(self, proposer: Proposer, name: str, vocab_size: int, max_sequences: int) -> None:
+    def __init__(
+        self, proposer: Proposer, name: str, vocab_size: int, max_sequences: int, fixed: bool = False
+    ) -> None:
         self.off = ""
-        self.drafts = self.drafted = self.accepted = 0
+        self.guess = 0
         self._proposer, self._name = proposer, name
-        self._vocab_size = vocab_size
-        self._positions = max(max_sequences, _MOST_POSITIONS)
+        self._vocab_size, self._fixed = vocab_size, fixed
+        self._positions = max(max_sequences, MOST_POSITIONS)
         self._told: dict[int, int] = {}  # by reserved row: tokens that the proposer knows
         self._acceptance: dict[int, Acceptance] = {}  # by request id
         self._times = StepTimes()
         self._timed: tuple[int, int, float] | None = None  # the step being timed: number, tokens, start
         self._most = self._longest()
-        self._accepted_at = [0] * self._most
+        self.counts = DraftCounts(accepted_at=[0] * self._most)
 
     def draft(self, running: Sequence[Request], budget: int) -> None:
-        """Set ``drafts`` of the running requests for the step that is about to be scheduled.
-
-        ``budget`` is the step's; decodes come first, and of what they leave drafts take half at most.
-        """
         for request in running:
             request.drafts = []
         if self.off:
             return
-        decodes = [request for request in running if not request.pending and request.known - request.computed == 1]
-        room = min((budget - len(decodes)) // 2, self._positions - len(running))
+        decodes, room = room_for_drafts(running, budget, self._positions)
         wanted = self._lengths(decodes, room) if room > 0 else []
         if not wanted:
             return
@@ -59,10 +54,11 @@ class Speculator:
             self._switch_off(f"{type(error).__name__}: {error}", error)
             return
         for (request, _), tokens in zip(wanted, drafts, strict=True):
-            request.drafts = tokens
+            fitting = len(tokens) if request.constraint is None else request.constraint.fits(tokens)
+            request.drafts = tokens[:fitting]
 
     def released(self, rows: Sequence[int]) -> None:
-        """These rows were given back. Rows that were never drafted for are passed over."""
+        """Rows that were never drafted for are passed over."""
         for row in rows:
             if self._told.pop(row, None) is None or self.off:
                 continue
@@ -72,32 +68,23 @@ class Speculator:
                 self._switch_off(f"release: {type(error).__name__}: {error}", error)
 
     def verified(self, request: Request, drafted: int, accepted: int) -> None:
-        """Of a draft of ``drafted`` tokens the first ``accepted`` were right."""
-        self.drafts += 1
-        self.drafted += drafted
-        self.accepted += accepted
-        for place in range(accepted):
-            self._accepted_at[place] += 1
+        self.counts.add(drafted, accepted)
         self._acceptance[request.id].observe(drafted, accepted)
 
     def ended(self, request: Request) -> None:
-        """The request has finished."""
         self._acceptance.pop(request.id, None)
 
-    def launching(self, number: int, tokens: int, now: float) -> None:
-        """A step of decodes and drafts alone starts."""
-        self._timed = (number, tokens, now)
+    def launching(self, step: StepBuilder, scheduled: Scheduled, now: float) -> None:
+        """Steps of decodes and drafts alone are timed."""
+        plan = scheduled.plan
+        if step.decoding == plan.num_tokens:
+            self._timed = (plan.number, step.decoding, now)
 
-    def finished(self, number: int, now: float) -> None:
-        """A step's result is there. Steps that overlap are not timed."""
+    def finished(self, result: StepResult, now: float) -> None:
+        """Steps that overlap are not timed."""
         timed, self._timed = self._timed, None
-        if timed is not None and timed[0] == number and now > timed[2]:
+        if timed is not None and timed[0] == result.number and now > timed[2]:
             self._times.observe(timed[1], now - timed[2])
-
-    @property
-    def accepted_at(self) -> tuple[int, ...]:
-        """How many drafts were right up to each place."""
-        return tuple(self._accepted_at)
 
     def _lengths(self, decodes: Sequence[Request], room: int) -> list[tuple[Request, int]]:
         share = self._times.share(len(decodes))
@@ -107,7 +94,7 @@ class Speculator:
             if not request.speculates or most < 1:
                 continue
             acceptance = self._acceptance.setdefault(request.id, Acceptance())
-            length = acceptance.length(share, most)
+            length = most if self._fixed else acceptance.length(share, most)
             if length:
                 room -= length
                 wanted.append((request, length))
@@ -150,8 +137,7 @@ class Speculator:
         return 1
 
     def _switch_off(self, reason: str, error: Exception | None) -> None:
-        self.off = f"proposer {self._name!r} was switched off: {reason}"
-        _log.error("%s. Requests go on without drafts.", self.off, exc_info=error)
+        self.off = switched_off(self._name, reason, error)
 
 
 def _shape(value: object) -> str:

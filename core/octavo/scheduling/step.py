@@ -46,6 +46,7 @@ class StepBuilder:
         "_chunk_samples",
         "_chunks",
         "_drafts",
+        "_masked",
         "_single_samples",
         "_starts",
         "budget",
@@ -68,6 +69,7 @@ class StepBuilder:
         self._chunk_samples: list[bool] = []
         self._chunk_counts: list[int] = []
         self._chunk_positions: list[int] = []
+        self._masked = False  # whether a row that samples has a constraint
         self._drafts: dict[int, list[int]] = {}  # by index into the chunks
         self._starts: list[RowStart] = []
         self._blocks: list[tuple[int, int, list[int]]] = []
@@ -96,6 +98,7 @@ class StepBuilder:
         """Compute ``count`` tokens of ``request``, which ``request.computed`` includes already, and ``drafts``."""
         tokens = count + len(drafts)
         self.budget -= tokens
+        self._masked |= sample and request.constraint is not None
         if tokens == 1:
             self.decoding += 1
             self.singles.append(request)
@@ -109,11 +112,14 @@ class StepBuilder:
         self._chunk_counts.append(tokens)
         self._chunk_positions.append(request.computed - count)
 
-    def build(self, ends: list[int], adapters: list[tuple[int, int]]) -> Scheduled | None:
-        """The finished plan, or ``None`` when nothing was granted."""
+    def build(
+        self, ends: list[int], adapters: list[tuple[int, int]], guess: int, block_size: int
+    ) -> Scheduled | None:
+        """The finished plan, or ``None`` when nothing was granted. ``guess`` is its own."""
         requests = self.singles + self._chunks
         if not requests:
             return None
+        samples = self._single_samples + self._chunk_samples
         plan = StepPlan(
             number=self.number,
             ends=ends,
@@ -122,8 +128,16 @@ class StepBuilder:
             rows=[request.row for request in requests],
             positions=[request.computed - 1 for request in self.singles] + self._chunk_positions,
             counts=[1] * len(self.singles) + self._chunk_counts,
-            samples=self._single_samples + self._chunk_samples,
+            samples=samples,
             adapters=adapters,
             drafts={len(self.singles) + index: drafts for index, drafts in self._drafts.items()},
+            guess=guess,
+            room=[len(request.blocks) * block_size for request in requests] if guess else [],
         )
+        if self._masked:
+            plan.masked = [
+                index
+                for index, (request, sample) in enumerate(zip(requests, samples, strict=True))
+                if sample and request.constraint is not None
+            ]
         return Scheduled(plan, requests)

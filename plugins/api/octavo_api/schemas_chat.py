@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, PlainValidator, model_validator
 
 from octavo_api.schemas import Body, GenerationBody, Int
+from octavo_api.schemas_structured import StructuredBody
 
 MAX_TEMPLATE_KWARGS: Final = 32
 MAX_KWARG_TEXT: Final = 1024
@@ -101,7 +102,7 @@ TemplateKwargs = Annotated[
 ]
 
 
-class ChatBody(GenerationBody):
+class ChatBody(StructuredBody, GenerationBody):
     """A chat completion request."""
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]

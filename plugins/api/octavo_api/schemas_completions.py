@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, PlainValidator
 
 from octavo_api.schemas import GenerationBody, Int
+from octavo_api.schemas_structured import StructuredBody
 
 Prompt = str | list[int]
 _LARGEST_ID = 2**31 - 1
@@ -32,7 +33,7 @@ def _are_ids(value: object) -> bool:
     )
 
 
-class CompletionBody(GenerationBody):
+class CompletionBody(StructuredBody, GenerationBody):
     """A completion request."""
 
     prompt: Annotated[

@@ -12,6 +12,7 @@ from octavo.errors import RequestError, nearest
 from octavo_api.schemas import Body
 from octavo_api.schemas_chat import ChatBody, Message
 from octavo_api.schemas_completions import CompletionBody
+from octavo_api.schemas_structured import StructuredBody
 
 Neutral = Mapping[str, Sequence[Any]]
 
@@ -22,11 +23,8 @@ _COMMON: Final[Neutral] = {
     "truncate_prompt_tokens": (),
     "spaces_between_special_tokens": (True,),
     "return_tokens_as_token_ids": (False,),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
+    "guided_decoding_backend": (),
+    "guided_whitespace_pattern": (),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "metadata": ({},),
@@ -38,7 +36,6 @@ _CHAT: Final[Neutral] = {
     "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
@@ -53,7 +50,6 @@ _CHAT: Final[Neutral] = {
 }
 _COMPLETION: Final[Neutral] = {
     **_COMMON,
-    "response_format": ({"type": "text"},),
     "suffix": ("",),
     "prompt_embeds": (),
 }
@@ -65,6 +61,7 @@ _MESSAGE: Final[Neutral] = {
     "reasoning": ("",),
     "reasoning_content": ("",),
 }
+_STRUCTURED: Final[Neutral] = {"structural_tag": (), "disable_additional_properties": (False,)}
 _STREAM_OPTIONS: Final[Neutral] = {"include_obfuscation": (False,)}
 _TOOL_CALL: Final[Neutral] = {"index": range(1024)}
 
@@ -72,6 +69,7 @@ _TOOL_CALL: Final[Neutral] = {"index": range(1024)}
 def check_chat(body: ChatBody, *, ignore_unknown: bool) -> None:
     """Raise :class:`RequestError` for the first field of a chat request that can't be honoured."""
     check_extras(body, _CHAT, "", ignore_unknown=ignore_unknown)
+    _check_structured(body, ignore_unknown)
     for index, message in enumerate(body.messages):
         _check_message(message, f"messages[{index}].", ignore_unknown)
     _check_stream_options(body, ignore_unknown)
@@ -80,6 +78,7 @@ def check_chat(body: ChatBody, *, ignore_unknown: bool) -> None:
 def check_completion(body: CompletionBody, *, ignore_unknown: bool) -> None:
     """Likewise for a completion request."""
     check_extras(body, _COMPLETION, "", ignore_unknown=ignore_unknown)
+    _check_structured(body, ignore_unknown)
     _check_stream_options(body, ignore_unknown)
 
 
@@ -100,6 +99,17 @@ def check_extras(body: Body, known: Neutral, where: str, *, ignore_unknown: bool
                 param=where + shown,
                 code="unknown_parameter",
             )
+
+
+def _check_structured(body: StructuredBody, ignore_unknown: bool) -> None:
+    """Nothing of a form may be left out in silence, or the answer would be freer than was asked for."""
+    wanted = body.response_format
+    if wanted is not None:
+        check_extras(wanted, {}, "response_format.", ignore_unknown=ignore_unknown)
+        if wanted.json_schema is not None:
+            check_extras(wanted.json_schema, {}, "response_format.json_schema.", ignore_unknown=ignore_unknown)
+    if body.structured_outputs is not None:
+        check_extras(body.structured_outputs, _STRUCTURED, "structured_outputs.", ignore_unknown=False)
 
 
 def _check_message(message: Message, where: str, ignore_unknown: bool) -> None:

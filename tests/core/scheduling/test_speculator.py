@@ -146,7 +146,8 @@ def test_a_plan_with_drafts(build, make_request, step) -> None:
     assert progress.token_ids == [1, 2, 9]
     assert request.output_ids == [7, 1, 2, 9]
     assert (request.computed, request.known, request.drafted, len(request.blocks)) == (8, 9, 0, 2)
-    assert (speculator.drafts, speculator.drafted, speculator.accepted, speculator.accepted_at) == (
+    counts = speculator.counts
+    assert (counts.drafts, counts.drafted, counts.accepted, tuple(counts.accepted_at)) == (
         1,
         3,
         2,
@@ -243,5 +244,5 @@ def test_drafts_that_are_always_wrong_cease(build, make_request, step) -> None:
     scheduler.add(make_request(4, max_tokens=400))
     while scheduler.has_work:
         verify(scheduler, scheduler.schedule())
-    assert speculator.accepted == 0
-    assert 0 < speculator.drafts < 120
+    assert speculator.counts.accepted == 0
+    assert 0 < speculator.counts.drafts < 120

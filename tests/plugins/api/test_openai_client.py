@@ -126,7 +126,7 @@ def test_models(make_live):
         ({"max_tokens": 10**6}, openai.BadRequestError, "max_tokens"),
         ({"n": 10**6}, openai.BadRequestError, "n"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, openai.BadRequestError, "tools"),
-        ({"response_format": {"type": "json_object"}}, openai.BadRequestError, "response_format"),
+        ({"response_format": {"type": "yaml"}}, openai.BadRequestError, "response_format.type"),
         ({"extra_body": {"temprature": 1}}, openai.BadRequestError, "temprature"),
         ({"extra_body": {"top_logprobs": 2}}, openai.BadRequestError, "top_logprobs"),
     ],

@@ -53,6 +53,10 @@ class BadWords:
             self._widen(width)
             self._set_end(start)
 
+    @property
+    def active(self) -> bool:
+        return self._flags.any
+
     def release(self, row: int) -> None:
         self._flags.set(row, False)
         self._long.set(row, False)

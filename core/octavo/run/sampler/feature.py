@@ -29,6 +29,11 @@ class Modifier(Feature, Protocol):
 class Remembering(Modifier, Protocol):
     """A modifier whose state follows the tokens sampled."""
 
+    @property
+    def active(self) -> bool:
+        """Whether a row asks for it; it then looks at the tokens of drafts."""
+        ...
+
     def accept(self, layout: Layout, tokens: torch.Tensor) -> None:
         """``tokens`` int64 [n] were sampled for the batch's rows."""
         ...
@@ -36,6 +41,10 @@ class Remembering(Modifier, Protocol):
 
 class Truncation(Feature, Protocol):
     """Drops improbable tokens of rows that are not greedy."""
+
+    def wanted(self, layout: Layout) -> bool:
+        """Whether a row of the batch asks for it."""
+        ...
 
     def apply(self, scaled: torch.Tensor, layout: Layout) -> None:
         """Set dropped tokens of ``scaled``, logits over temperature, float32 [n, vocab], to -inf in place."""

@@ -54,6 +54,10 @@ class Penalties:
         row.zero_()
         row.index_copy_(0, upload(ids, self._device), upload(marks, self._device))
 
+    @property
+    def active(self) -> bool:
+        return self._flags.any
+
     def release(self, row: int) -> None:
         self._flags.set(row, False)
 

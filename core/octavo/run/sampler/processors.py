@@ -32,6 +32,10 @@ class Processors:
                 self._fail(processor, [start.row], error)
             flags.set(start.row, bool(wanted))
 
+    @property
+    def active(self) -> bool:
+        return any(flags.any for _, flags in self._processors)
+
     def release(self, row: int) -> None:
         self._failed.pop(row, None)
         for processor, flags in self._processors:

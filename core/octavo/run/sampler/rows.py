@@ -88,6 +88,11 @@ class RowFlags:
         self._on: BoolArray = np.zeros(max_rows, np.bool_)
         self._count = 0
 
+    @property
+    def any(self) -> bool:
+        """Whether a row needs the feature."""
+        return self._count > 0
+
     def set(self, row: int, on: bool) -> None:
         self._count += int(on) - int(self._on[row])
         self._on[row] = on
