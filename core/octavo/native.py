@@ -27,6 +27,7 @@ from octavo.errors import PluginError
 _COMPILERS: Final = ("g++", "clang++", "c++")
 _FLAGS: Final = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared")
 _NEEDED: Final = {"avx2", "fma", "f16c"}
+_INCLUDE: Final = Path(__file__).parent / "include"
 _CPUINFO: Final = Path("/proc/cpuinfo")
 _MAPS: Final = Path("/proc/self/maps")
 _OPENMP: Final = re.compile(r"/\S*lib(?:gomp|iomp5|omp)[-.\w]*\.so[.\d]*$", re.MULTILINE)
@@ -36,7 +37,7 @@ _OPENMP: Final = re.compile(r"/\S*lib(?:gomp|iomp5|omp)[-.\w]*\.so[.\d]*$", re.M
 class NativeLibrary:
     """C++ for x86-64 with AVX2, FMA and F16C, threaded with OpenMP. ``name`` is a file name, unique among plugins.
 
-    ``sources`` are the files to compile; headers beside them, included by name, count as well.
+    ``sources`` are the files to compile. They may include ``octavo_simd.h``, and headers that lie beside them.
     """
 
     name: str
@@ -71,7 +72,7 @@ class NativeLibrary:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name  # not at its place before it is whole
-            arguments = [command, *_FLAGS, "-o", str(made), *map(str, self.sources)]
+            arguments = [command, *_FLAGS, f"-I{_INCLUDE}", "-o", str(made), *map(str, self.sources)]
             result = subprocess.run(arguments, capture_output=True, text=True, check=False)
             if result.returncode != 0:
                 raise PluginError(f"native library {self.name!r}: {command} failed.\n{result.stderr[-4000:]}")
@@ -91,7 +92,7 @@ class NativeLibrary:
 
     def _digest(self) -> str:
         digest = hashlib.sha256("\n".join((*_FLAGS, *sorted(_cpu_flags()))).encode())
-        folders = sorted({source.parent for source in self.sources})
+        folders = [_INCLUDE, *sorted({source.parent for source in self.sources})]
         for file in [*self.sources, *(header for folder in folders for header in sorted(folder.glob("*.h")))]:
             digest.update(file.read_bytes())
         return digest.hexdigest()[:16]

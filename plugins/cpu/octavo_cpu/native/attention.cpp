@@ -5,7 +5,7 @@
 // with the running softmax of arXiv 2205.14135. What a query gets depends on nothing but its own sequence, never on
 // who shares the batch.
 
-#include "simd.h"
+#include "octavo_simd.h"
 
 #include <algorithm>
 #include <atomic>
@@ -65,12 +65,11 @@ class Attention {
         }
     }
 
-    void attend(const Tile& tile) const {
+    // `next` is what this thread does afterwards, or null: its first keys are fetched meanwhile.
+    void attend(const Tile& tile, const Tile* next) const {
         const long size = shape_.size, rows = tile.count * tile.heads;
-        const long last = step_.starts[tile.row + 1] - step_.starts[tile.row];
-        const long origin = step_.lengths[tile.row] - last + tile.first;  // position of the tile's first query
-        const long stop = origin + tile.count;                            // keys that the tile may see
-        const long begin = shape_.window ? std::max(0L, origin - shape_.window + 1) / kKeys * kKeys : 0;
+        const Keys keys = keys_of(tile);
+        const long stop = keys.stop, origin = stop - tile.count, kv_head = keys.head;
         static thread_local std::vector<float> room;
         room.resize(rows * (2 * size + kKeys + 2) + kKeys * size);
         float *turned = room.data(), *queries = turned + kKeys * size, *sums = queries + rows * size;
@@ -79,11 +78,12 @@ class Attention {
         std::fill(sums, sums + rows * size, 0.0f);
         std::fill(peaks, peaks + rows, kNothing);
         std::fill(totals, totals + rows, 0.0f);
-        const long kv_head = tile.head / (shape_.heads / shape_.kv_heads);
-        for (long from = begin; from < stop; from += kKeys) {
+        for (long from = keys.first; from < stop; from += kKeys) {
             const long count = std::min(kKeys, stop - from);
             if (tile.count == 1) {
-                score_directly(tile.row, kv_head, from, stop, queries, rows, scores);
+                Keys soon{tile.row, kv_head, from + kKeys, stop};
+                if (soon.first >= stop) soon = next ? keys_of(*next) : Keys{0, 0, 0, 0};
+                score_directly(tile.row, kv_head, from, count, queries, rows, scores, soon);
             } else {
                 turn_keys(tile.row, kv_head, from, count, turned);
                 for (long r = 0; r < rows; r += 6)
@@ -97,6 +97,17 @@ class Attention {
     }
 
    private:
+    struct Keys {
+        long row, head, first, stop;  // positions
+    };
+
+    Keys keys_of(const Tile& tile) const {
+        const long last = step_.starts[tile.row + 1] - step_.starts[tile.row];
+        const long origin = step_.lengths[tile.row] - last + tile.first;  // position of the first query
+        const long first = shape_.window ? std::max(0L, origin - shape_.window + 1) / kKeys * kKeys : 0;
+        return {tile.row, tile.head / (shape_.heads / shape_.kv_heads), first, origin + tile.count};
+    }
+
     long place(long block, long offset, long head) const {
         return ((block * shape_.kv_heads + head) * shape_.block_size + offset) * shape_.size;
     }
@@ -126,33 +137,41 @@ class Attention {
         }
     }
 
-    // Scores of one position's queries for up to 64 keys, which are read where they lie.
-    void score_directly(long row, long head, long from, long stop, const float* queries, long rows, float* scores) const {
-        const long size = shape_.size, count = std::min(kKeys, stop - from), values = values_ - keys_;
-        for (long group = 0; group < count; group += 8) {
-            const float *key[8], *soon[8];
-            find_keys(row, head, from + group, std::min(8L, count - group), key);
-            const long after = from + kKeys + group;
-            const bool more = after < stop;
-            if (more) find_keys(row, head, after, std::min(8L, stop - after), soon);
-            for (long d = 0; d < size; d += 16)
-                for (int j = 0; j < 8; j++) {
-                    _mm_prefetch(reinterpret_cast<const char*>(key[j] + values + d), _MM_HINT_T0);
-                    if (more) _mm_prefetch(reinterpret_cast<const char*>(soon[j] + d), _MM_HINT_T0);
-                }
-            for (long r = 0; r < rows; r++) _mm256_storeu_ps(scores + r * kKeys + group, dots(queries + r * size, key));
+    // Scores of one position's queries for up to 64 keys, which are read where they lie. Blocks lie anywhere, and
+    // memory is slow to find them, so the 64 keys and values after these are fetched meanwhile, evenly spread.
+    void score_directly(long row, long head, long from, long count, const float* queries, long rows, float* scores,
+                        const Keys& soon) const {
+        const float* key[8];
+        const bool whole = shape_.block_size % 8 == 0;  // 8 keys lie side by side
+        for (long group = 0; group < kKeys; group += 8) {
+            const long first = soon.first + group;
+            const float* ahead = whole && first < soon.stop ? keys_ + place_of(soon.row, first, soon.head) : nullptr;
+            if (group < count) find_keys(row, head, from + group, std::min(8L, count - group), key);
+            for (long r = 0; r < rows; r++) {
+                const __m256 found = dots(queries + r * shape_.size, key, ahead, r, (7 + rows) / rows);
+                if (group < count) _mm256_storeu_ps(scores + r * kKeys + group, found);
+            }
+            if (group + 8 >= count && !ahead) break;
         }
     }
 
-    // Products of one query with 8 keys.
-    __m256 dots(const float* query, const float* const* key) const {
+    // Products of one query with 8 keys; at each step `lines` cache lines of the keys and values ahead are fetched.
+    __m256 dots(const float* query, const float* const* key, const float* ahead, long r, long lines) const {
         __m256 sum[8];
+        const long half = shape_.size * 8, values = values_ - keys_;
+        long place = r * shape_.size * lines * 2;
 #pragma GCC unroll 8
         for (int j = 0; j < 8; j++) sum[j] = _mm256_setzero_ps();
         for (long d = 0; d < shape_.size; d += 8) {
             const __m256 value = _mm256_loadu_ps(query + d);
 #pragma GCC unroll 8
             for (int j = 0; j < 8; j++) sum[j] = _mm256_fmadd_ps(value, _mm256_loadu_ps(key[j] + d), sum[j]);
+            if (!ahead) continue;
+            for (long line = 0; line < lines; line++, place += 16)
+                if (place < 2 * half) {
+                    const float* at = ahead + (place < half ? place : values + place - half);
+                    _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0);
+                }
         }
         const __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(sum[0], sum[1]), _mm256_hadd_ps(sum[2], sum[3]));
         const __m256 b = _mm256_hadd_ps(_mm256_hadd_ps(sum[4], sum[5]), _mm256_hadd_ps(sum[6], sum[7]));
@@ -335,7 +354,11 @@ void octavo_attention(const OctavoStep* step, const OctavoShape* shape, const fl
     {
         attention.write(key, key_stride, value, value_stride, share_of(step->tokens));
 #pragma omp barrier  // rows may share blocks that are written in this very step
-        for (size_t i = next++; i < tiles.size(); i = next++) attention.attend(tiles[i]);
+        for (size_t i = next++; i < tiles.size();) {
+            const size_t after = next++;
+            attention.attend(tiles[i], after < tiles.size() ? &tiles[after] : nullptr);
+            i = after;
+        }
     }
 }
 }

@@ -4,7 +4,7 @@
 // multiply-adds over the inputs, in order, whatever the number of rows: an answer is the same bit for bit in a
 // batch of one and of a thousand.
 
-#include "simd.h"
+#include "octavo_simd.h"
 
 namespace {
 

@@ -1,7 +1,7 @@
 // The small operations of a decoder layer in float32, each in one pass. Rows are contiguous unless a stride says
 // otherwise; all strides count floats.
 
-#include "simd.h"
+#include "octavo_simd.h"
 
 #include <cmath>
 

@@ -1,4 +1,4 @@
-// What the kernels share. AVX2 and FMA.
+// What native libraries share: parts of a parallel region, and AVX2 in blocks of 8 floats.
 
 #pragma once
 
