@@ -19,8 +19,9 @@ from octavo.ops import noise, reference
 class Ops:
     """The operations an engine is built with.
 
-    Signatures and meanings: :mod:`octavo.ops.reference`; of ``draw``: :mod:`octavo.ops.noise`. ``linear`` is no
-    function but the method of the layers that no scheme quantises; ``None`` is torch's product.
+    Signatures and meanings: :mod:`octavo.ops.reference`; of ``draw``: :mod:`octavo.ops.noise`. ``linear_method``
+    is no function but a :class:`octavo.contracts.linear.LinearMethod` for layers that no scheme quantises, where
+    those should be repacked; ``None`` multiplies by ``linear``.
     """
 
     rms_norm: Callable[..., Any] = reference.rms_norm
@@ -30,11 +31,8 @@ class Ops:
     qk_norm_rope: Callable[..., Any] = reference.qk_norm_rope
     linear: Callable[..., Any] = reference.linear
     draw: Callable[..., Any] = noise.draw
-<<<<<<< HEAD
-    linear: LinearMethod | None = None
-=======
     mask_logits: Callable[..., Any] = reference.mask_logits
->>>>>>> main
+    linear_method: LinearMethod | None = None
 
 
 def build_ops(implementations: Mapping[str, Any]) -> Ops:

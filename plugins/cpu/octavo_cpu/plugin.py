@@ -99,7 +99,7 @@ def octavo_ops() -> Iterable[OpRecord]:
     yield OpRecord(
         name="native-linear",
         summary="Float32 linear layers in C++: the same bits whatever the batch (CPUs with AVX2).",
-        op="linear",
+        op="linear_method",
         rank=50,
         supports=_supports,
         build=_build_linear,
