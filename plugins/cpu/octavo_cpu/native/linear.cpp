@@ -122,6 +122,7 @@ void octavo_linear_pack(const float* weight, long outputs, long inputs, float* p
 // x [rows][inputs] to out [rows][outputs]; bias [outputs] or null; packed is aligned to 32 bytes.
 void octavo_linear(const float* x, long rows, const float* packed, long outputs, long inputs, const float* bias,
                    float* out, int threads) {
+    if (rows == 0) return;
     const long panels = (outputs + kPanel - 1) / kPanel;
 #pragma omp parallel num_threads(threads)
     {
