@@ -1,4 +1,4 @@
-"""Small C++ libraries that plugins may bring: compiled on this machine when asked for, found again by their sources.
+"""Small C++ libraries that plugins may bring, compiled on this machine when asked for, found by their sources.
 
 A plugin ships sources with a plain C interface and contributes a :class:`NativeLibrary` through the hook
 ``octavo_native_libraries``; ``octavo native build`` compiles all there are, in seconds. Its records state in

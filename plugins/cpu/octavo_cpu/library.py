@@ -37,7 +37,7 @@ _SIGNATURES: Final[dict[str, tuple[type, ...]]] = {
 class Shape(ctypes.Structure):
     """``OctavoShape``: one layer of attention."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *((name, _long) for name in ("heads", "kv_heads", "size", "block_size", "window")),
         *((name, _float) for name in ("scale", "soft_cap")),
     ]
@@ -46,7 +46,7 @@ class Shape(ctypes.Structure):
 class Step(ctypes.Structure):
     """``OctavoStep``: where the tokens of a step stand."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *((name, _long) for name in ("tokens", "rows", "width")),
         *((name, _pointer) for name in ("slots", "tables", "lengths", "starts")),
     ]

@@ -19,9 +19,7 @@ class NativeOps:
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x = x.contiguous()
         out, size = torch.empty_like(x), x.shape[-1]
-        self._norm(
-            x.data_ptr(), weight.data_ptr(), x.numel() // size, size, eps, out.data_ptr(), self._threads
-        )
+        self._norm(x.data_ptr(), weight.data_ptr(), x.numel() // size, size, eps, out.data_ptr(), self._threads)
         return out
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:

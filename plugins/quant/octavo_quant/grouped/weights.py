@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from octavo_quant.native_cpu import NativeWeights, native_takes, pack_native, unpack_native
 from octavo_quant.grouped.packing import CONTAINERS, WORDS, pack_codes, unit_size, unpack_codes
+from octavo_quant.native_cpu import NativeWeights, native_takes, pack_native, unpack_native
 
 NO_ZERO, WHOLE_ZERO, REAL_ZERO, TABLE = 0, 1, 2, 3
 _SMALLEST_HALF = 2.0**-14
