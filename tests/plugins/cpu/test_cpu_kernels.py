@@ -107,3 +107,19 @@ def test_what_is_not_finite_stays_so() -> None:
     assert answer[[1, 2]].isnan().all()
     assert torch.allclose(answer[[0, 3]], torch.full((2, 8), 16.0))
     assert torch.equal(native_linear(torch.zeros(1, 16), packed, None), torch.zeros(1, 8))
+
+
+def test_int4_finds_what_was_16_steps_before() -> None:
+    from octavo_quant.integer.online import spread
+    from octavo_quant.native_cpu import pack_native, unpack_native
+
+    torch.manual_seed(0)
+    codes = torch.randint(0, 16, (20, 64))
+    codes[:, ::32], codes[:, 1::32] = 0, 15
+    weight = ((codes.view(20, 2, 32) * 0.01) - torch.rand(20, 2, 1)).reshape(20, 64)
+    found, scales, zeros = spread(weight, 32)
+    assert torch.equal(found.long(), codes)
+    packed = pack_native(found, scales, zeros, bits=4, group_size=32)
+    assert (unpack_native(packed) - weight).abs().max() < 1e-6
+    same = torch.full((4, 32), 0.3)
+    assert (unpack_native(pack_native(*spread(same, 32), bits=4, group_size=32)) - same).abs().max() < 1e-6
