@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import signal
+import tempfile
 
 import pytest
 
 # Tests share a small machine with the processes they start: threads should sleep while they wait, not spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+# Whether somebody has compiled native libraries here must not decide what is tested.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="octavo-test-cache-")
+
 # A shell that runs the suite in the background makes it deaf to Ctrl-C, and its children with it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

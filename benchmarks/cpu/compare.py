@@ -25,7 +25,8 @@ import table
 import workloads
 
 HERE = Path(__file__).resolve().parent
-ENGINES = ("octavo", "octavo-int8", "vllm", "transformers")
+SCHEMES = {"octavo-int8": "int8", "octavo-int4": "int4"}
+ENGINES = ("octavo", *SCHEMES, "vllm", "transformers")
 NOT_OFFERED = {"transformers": {"prefix_on"}}
 
 
@@ -59,7 +60,7 @@ def _recorded_command(options: argparse.Namespace) -> str:
 
 
 def _command(engine: str, options: argparse.Namespace) -> list[str]:
-    kind = engine.removesuffix("-int8")
+    kind = engine.partition("-")[0]
     names = [name for name in options.workloads if name not in NOT_OFFERED.get(engine, ())]
     if not names:
         return []
@@ -67,7 +68,7 @@ def _command(engine: str, options: argparse.Namespace) -> list[str]:
     command = [python, str(HERE / f"run_{kind}.py"), *names, "--scale", str(options.scale)]
     if kind != "octavo":
         return [*command, "--model", options.model]
-    return [*command, "--int8"] if engine.endswith("-int8") else command
+    return [*command, "--quantization", SCHEMES[engine]] if engine in SCHEMES else command
 
 
 def _run(command: list[str]) -> tuple[list[dict[str, Any]], bool]:

@@ -1,6 +1,6 @@
 """Measure Octavo: `LLM` for batches, `AsyncEngine` for arrivals.
 
-python benchmarks/cpu/run_octavo.py batch64 batch1 [--int8]
+python benchmarks/cpu/run_octavo.py batch64 batch1 [--quantization int8]
 """
 
 from __future__ import annotations
@@ -15,16 +15,20 @@ from workloads import Workload
 from octavo import LLM, AsyncEngine, SamplingParams
 
 BUNDLED = "bundled:smollm2-135m-instruct"
+SCHEMES: dict[str, dict[str, Any]] = {
+    "int8": {"use": "int8"},
+    "int4": {"use": "int4", "options": {"group_size": 32, "skip": []}},
+}
 
 
-def _sections(setup: Setup, int8: bool) -> dict[str, Any]:
+def _sections(setup: Setup, scheme: str | None) -> dict[str, Any]:
     """Configuration sections that give Octavo what the vLLM runner gives vLLM."""
     sections: dict[str, Any] = {
         "cache": {"prefix_caching": setup.prefix_cache, "cpu_memory_gib": 4.0},
         "scheduler": {"max_sequences": 64},
     }
-    if int8:
-        sections["quantization"] = {"use": "int8"}
+    if scheme is not None:
+        sections["quantization"] = SCHEMES[scheme]
     return sections
 
 
@@ -71,14 +75,14 @@ class Arrivals:
 
 def main() -> None:
     parser = runner.parser(__doc__, BUNDLED)
-    parser.add_argument("--int8", action="store_true", help="quantise the weights to INT8 while loading")
+    parser.add_argument("--quantization", choices=SCHEMES, help="quantise the weights while loading")
     options = parser.parse_args()
 
     def build(setup: Setup) -> Engine:
         kind = Arrivals if setup.arriving else Batches
-        return kind(options.model, _sections(setup, options.int8))
+        return kind(options.model, _sections(setup, options.quantization))
 
-    name = "octavo-int8" if options.int8 else "octavo"
+    name = f"octavo-{options.quantization}" if options.quantization else "octavo"
     runner.measure(build, name, ("torch", "octavo"), options)
 
 

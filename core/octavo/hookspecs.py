@@ -62,6 +62,12 @@ def octavo_ops() -> Iterable[records.OpRecord]:
 
 
 @hookspec
+def octavo_native_libraries() -> Iterable[records.NativeRecord]:
+    """Contribute C++ libraries, which ``octavo native build`` compiles (:mod:`octavo.native`)."""
+    return ()
+
+
+@hookspec
 def octavo_scheduling_policies() -> Iterable[records.PolicyRecord]:
     """Contribute scheduling policies."""
     return ()

@@ -161,6 +161,16 @@ class OpRecord(Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class NativeRecord(Record):
+    """A C++ library that other records of the plugin use where it was compiled: see :mod:`octavo.native`.
+
+    ``build()`` compiles it and returns its path; ``missing()`` answers ``None`` or why it can't be loaded yet.
+    """
+
+    missing: Callable[[], str | None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PolicyRecord(Record):
     """``build(options)`` returns a :class:`octavo.contracts.scheduling.SchedulingPolicy`. Pure Python.
 

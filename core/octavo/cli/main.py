@@ -25,6 +25,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "plugins": ("octavo.cli.plugins", "List the plugins, or show one of them."),
     "config": ("octavo.cli.config", "Check or show a launch file, or print its JSON schema."),
     "explain": ("octavo.cli.explain", "Say what a launch file chooses, and why, without loading weights."),
+    "native": ("octavo.cli.native", "Compile the C++ that plugins bring, or say what is there."),
     "version": ("octavo.cli.version", "Print versions."),
 }
 USER_ERROR: Final = 2

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from octavo.contracts.linear import LinearMethod
 from octavo.errors import PluginError, nearest
 from octavo.ops import noise, reference
 
@@ -18,7 +19,9 @@ from octavo.ops import noise, reference
 class Ops:
     """The operations an engine is built with.
 
-    Signatures and meanings: :mod:`octavo.ops.reference`; of ``draw``: :mod:`octavo.ops.noise`.
+    Signatures and meanings: :mod:`octavo.ops.reference`; of ``draw``: :mod:`octavo.ops.noise`. ``linear_method``
+    is no function but a :class:`octavo.contracts.linear.LinearMethod` for layers that no scheme quantises, where
+    those should be repacked; ``None`` multiplies by ``linear``.
     """
 
     rms_norm: Callable[..., Any] = reference.rms_norm
@@ -29,9 +32,10 @@ class Ops:
     linear: Callable[..., Any] = reference.linear
     draw: Callable[..., Any] = noise.draw
     mask_logits: Callable[..., Any] = reference.mask_logits
+    linear_method: LinearMethod | None = None
 
 
-def build_ops(implementations: Mapping[str, Callable[..., Any]]) -> Ops:
+def build_ops(implementations: Mapping[str, Any]) -> Ops:
     """The reference set with ``implementations`` (operation name to function) put in its place."""
     known = [field.name for field in fields(Ops)]
     for name in implementations:

@@ -21,6 +21,7 @@ from octavo.records import (
     LoaderRecord,
     LogitsProcessorRecord,
     LoraRecord,
+    NativeRecord,
     OpRecord,
     PolicyRecord,
     ProposerRecord,
@@ -104,6 +105,10 @@ class PluginHost:
     def ops(self) -> tuple[Contribution[OpRecord], ...]:
         """Answers of ``octavo_ops``."""
         return self.contributions("ops")
+
+    def native_libraries(self) -> tuple[Contribution[NativeRecord], ...]:
+        """Answers of ``octavo_native_libraries``."""
+        return self.contributions("native")
 
     def lora_backends(self) -> tuple[Contribution[LoraRecord], ...]:
         """Answers of ``octavo_lora_backends``."""

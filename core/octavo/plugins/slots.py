@@ -40,6 +40,7 @@ SLOTS: Final[tuple[Slot, ...]] = (
     ),
     Slot("attention", "octavo_attention_backends", records.AttentionRecord, "attention backend"),
     Slot("ops", "octavo_ops", records.OpRecord, "operation", frozenset({"auto", "reference"})),
+    Slot("native", "octavo_native_libraries", records.NativeRecord, "native library"),
     Slot("lora", "octavo_lora_backends", records.LoraRecord, "LoRA backend"),
     Slot("policy", "octavo_scheduling_policies", records.PolicyRecord, "scheduling policy"),
     Slot("proposer", "octavo_proposers", records.ProposerRecord, "proposer", frozenset({"auto", "none"})),

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.contracts.linear import LinearSpec, ParamSpec
+from octavo.contracts.linear import LinearMethod, LinearSpec, ParamSpec
+from octavo_quant.native_cpu import NativeWeights, native_linear, native_takes, pack_native
 
 _TINY = 1e-12
 
@@ -25,10 +26,29 @@ class DynamicInt8Scheme:
 
     def __init__(self, skip: Sequence[str]) -> None:
         self._skip = [re.compile(pattern) for pattern in skip]
-        self._method = DynamicInt8()
+        self._method, self._native = DynamicInt8(), NativeInt8()
 
-    def method_for(self, spec: LinearSpec) -> DynamicInt8 | None:
-        return None if any(pattern.search(spec.name) for pattern in self._skip) else self._method
+    def method_for(self, spec: LinearSpec) -> LinearMethod | None:
+        if any(pattern.search(spec.name) for pattern in self._skip):
+            return None
+        native = native_takes(spec.in_features, spec.in_features, spec.dtype, spec.device)
+        return self._native if native else self._method
+
+
+class NativeInt8:
+    """The same weights through this plugin's C++, with activations as 16-bit integers."""
+
+    def params(self, spec: LinearSpec) -> Mapping[str, ParamSpec]:
+        return _plain_weight(spec)
+
+    def finalize(self, spec: LinearSpec, raw: dict[str, Tensor]) -> NativeWeights:
+        weight = raw["weight"]
+        scales = _scales(weight)
+        codes = (weight / scales.unsqueeze(1)).round_().add_(128).to(torch.uint8)
+        return pack_native(codes, scales.unsqueeze(1), None, bits=8, group_size=weight.shape[1])
+
+    def apply(self, weights: NativeWeights, x: Tensor, bias: Tensor | None) -> Tensor:
+        return native_linear(x, weights, bias)
 
 
 class DynamicInt8:
@@ -39,12 +59,11 @@ class DynamicInt8:
         self._seven_bits = not torch.cpu._is_vnni_supported()
 
     def params(self, spec: LinearSpec) -> Mapping[str, ParamSpec]:
-        shape = (spec.out_features, spec.in_features)
-        return {"weight": ParamSpec(shape=shape, dtype=spec.dtype, out_axis=0, in_axis=1)}
+        return _plain_weight(spec)
 
     def finalize(self, spec: LinearSpec, raw: dict[str, Tensor]) -> Any:
         weight = raw["weight"]
-        scales = weight.abs().amax(1).clamp_(min=_TINY).div_(127).double()
+        scales = _scales(weight).double()
         zeros = torch.zeros(weight.shape[0], dtype=torch.int64)
         with warnings.catch_warnings():
             # The constructors are deprecated in favour of torchao, which packs into the same product.
@@ -61,3 +80,13 @@ class DynamicInt8:
         out: Tensor = torch.ops.quantized.linear_dynamic(padded, weights, self._seven_bits)[:tokens]
         out = out.mul_(largest)
         return out if bias is None else out.add_(bias)
+
+
+def _plain_weight(spec: LinearSpec) -> dict[str, ParamSpec]:
+    shape = (spec.out_features, spec.in_features)
+    return {"weight": ParamSpec(shape=shape, dtype=spec.dtype, out_axis=0, in_axis=1)}
+
+
+def _scales(weight: Tensor) -> Tensor:
+    """One a channel, float32 [out]."""
+    return weight.abs().amax(1).clamp_(min=_TINY).div_(127)

@@ -7,10 +7,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from octavo_quant.grouped.weights import GroupedWeights
+from octavo_quant.native_cpu import native_linear
 
 
 def grouped_linear(x: Tensor, weights: GroupedWeights, bias: Tensor | None) -> Tensor:
     """``x`` [tokens, in] to [tokens, out], ``x W^T + bias``, in ``x``'s dtype. Does not synchronise."""
+    if weights.native is not None:
+        return native_linear(x, weights.native, bias)
     if weights.dense is None:
         from octavo_quant.grouped.launch import packed_linear
 

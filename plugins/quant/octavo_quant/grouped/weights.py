@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from octavo_quant.grouped.packing import CONTAINERS, WORDS, pack_codes, unit_size, unpack_codes
+from octavo_quant.native_cpu import NativeWeights, native_takes, pack_native, unpack_native
 
 NO_ZERO, WHOLE_ZERO, REAL_ZERO, TABLE = 0, 1, 2, 3
 _SMALLEST_HALF = 2.0**-14
@@ -27,9 +28,9 @@ class GroupedWeights:
     int32 [groups, out] scale and zero point, 16 bits each: the scale as float16 (bfloat16 where ``wide_scale``) in
     the low half, the zero point as float16 in the high half. ``zero`` says whether zero points are the middle code
     (``NO_ZERO``), whole numbers or real ones. With ``TABLE`` a code is a place in its output's row of ``table``
-    [out, 2 ** bits] instead. Where the kernels can't take the shape, and on a CPU, ``dense`` holds
-    the dequantised weight [out, in] instead: on a CPU nothing in torch beats the float32 product at all batch
-    sizes.
+    [out, 2 ** bits] instead. On a CPU with this plugin's C++ compiled, ``native`` holds all of it
+    instead. Where the kernels can't take the shape, and elsewhere on a CPU, ``dense`` holds the dequantised weight
+    [out, in]: on a CPU nothing in torch beats the float32 product at all batch sizes.
     ``permutation`` int32 [in]: column ``j`` belongs to input ``permutation[j]``.
     """
 
@@ -45,6 +46,7 @@ class GroupedWeights:
     wide_scale: bool = False
     permutation: Tensor | None = None
     dense: Tensor | None = None
+    native: NativeWeights | None = None
 
     @property
     def field(self) -> int:
@@ -72,6 +74,15 @@ def pack_grouped(
     width = codes.shape[1]
     group = width if group_size == -1 else group_size
     _check(codes, scales, zeros, bits, group, width)
+    if native_takes(width, group, dtype, codes.device):
+        return GroupedWeights(
+            out_features=codes.shape[0],
+            in_features=width,
+            bits=bits,
+            group_size=group,
+            dtype=dtype,
+            native=pack_native(codes, scales, zeros, bits=bits, group_size=group, permutation=permutation),
+        )
     if codes.device.type != "cuda" or not fits_kernels(width, group, bits):
         dense = dequantise(codes, scales, zeros, bits, group)
         if permutation is not None:
@@ -163,6 +174,8 @@ def dequantise(codes: Tensor, scales: Tensor, zeros: Tensor | None, bits: int, g
 
 def unpack_grouped(weights: GroupedWeights) -> Tensor:
     """The dequantised weight [out, in] in float32, its columns in the order of the layer's inputs."""
+    if weights.native is not None:
+        return unpack_native(weights.native)
     if weights.words is None:
         assert weights.dense is not None
         dense = weights.dense.to_dense() if weights.dense.layout != torch.strided else weights.dense

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from octavo.contracts.linear import LinearMethod, LinearSpec, ParamSpec
 from octavo_quant.grouped import GroupedWeights, grouped_linear, pack_grouped, priced
+from octavo_quant.native_cpu import native_takes
 from octavo_quant.skips import Skip, one_answer
 
 _BITS = 4
@@ -36,7 +37,9 @@ class Int4Linear:
 
     def finalize(self, spec: LinearSpec, raw: dict[str, Tensor]) -> GroupedWeights:
         group = group_for(spec.in_features, self.group_size)
-        codes, scales, zeros = quantise(raw["weight"], group)
+        weight = raw["weight"]
+        native = native_takes(spec.in_features, group, spec.dtype, weight.device)
+        codes, scales, zeros = (spread if native else quantise)(weight, group)
         return pack_grouped(codes, scales, zeros, bits=_BITS, group_size=group, dtype=spec.dtype)
 
     def apply(self, weights: GroupedWeights, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -60,6 +63,16 @@ def group_for(width: int, wanted: int) -> int:
     while width % wanted:
         wanted //= 2
     return wanted
+
+
+def spread(weight: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
+    """[out, in] to uint8 codes [out, in], float32 scales and real zero points [out, in / group]: 16 steps from each
+    group's least weight to its largest. What was stored as GGUF's Q4_1 is found again."""
+    grouped = weight.float().view(weight.shape[0], -1, group)
+    low = grouped.amin(2)
+    scales = ((grouped.amax(2) - low) / 15).clamp_(min=_TINY)
+    codes = ((grouped - low.unsqueeze(2)) / scales.unsqueeze(2)).round_().clamp_(0, 15)
+    return codes.to(torch.uint8).view_as(weight), scales, -low / scales
 
 
 def quantise(weight: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:

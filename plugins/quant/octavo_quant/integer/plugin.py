@@ -9,7 +9,8 @@ from pydantic import Field
 
 from octavo.config.schema import NoOptions, Section
 from octavo.hookspecs import hookimpl
-from octavo.records import Context, ModelProfile, QuantizationRecord
+from octavo.records import Context, ModelProfile, NativeRecord, QuantizationRecord
+from octavo_quant.native_library import LIBRARY
 
 OCTAVO_API = (1, 0)
 
@@ -46,7 +47,12 @@ def _is_auto_round(profile: ModelProfile) -> bool:
 
 
 def _remark(ctx: Context) -> str:
-    return f"weights become {ctx.dtype} while they load" if ctx.device.type == "cpu" else ""
+    if ctx.device.type != "cpu":
+        return ""
+    if ctx.dtype != "float32":
+        return f"weights become {ctx.dtype} while they load"
+    reason = LIBRARY.missing()
+    return f"weights become {ctx.dtype} while they load, as {reason}" if reason else ""
 
 
 def _build(ctx: Context, _: NoOptions) -> Any:
@@ -95,6 +101,12 @@ def _build_int4(ctx: Context, options: Int4Options) -> Any:
     from octavo_quant.skips import skipper
 
     return Int4Scheme(Int4Linear(options.group_size, ctx.device.type == "cuda"), skipper(options.skip))
+
+
+@hookimpl
+def octavo_native_libraries() -> Iterable[NativeRecord]:
+    """What ``octavo native build`` compiles."""
+    yield NativeRecord(name=LIBRARY.name, summary=LIBRARY.summary, build=LIBRARY.build, missing=LIBRARY.missing)
 
 
 @hookimpl
