@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from octavo.engine.outputs import RequestOutput as RequestOutput
     from octavo.hookspecs import hookimpl as hookimpl
     from octavo.params import SamplingParams as SamplingParams
+    from octavo.structured import StructuredOutputs as StructuredOutputs
 
 __version__ = "0.1.0"
 
@@ -22,9 +23,10 @@ _LAZY = {
     "AsyncEngine": "octavo.engine.async_engine",
     "RequestOutput": "octavo.engine.outputs",
     "SamplingParams": "octavo.params",
+    "StructuredOutputs": "octavo.structured",
     "hookimpl": "octavo.hookspecs",
 }
-__all__ = ["LLM", "AsyncEngine", "RequestOutput", "SamplingParams", "__version__", "hookimpl"]
+__all__ = ["LLM", "AsyncEngine", "RequestOutput", "SamplingParams", "StructuredOutputs", "__version__", "hookimpl"]
 
 
 def __getattr__(name: str) -> Any:

@@ -33,8 +33,9 @@ class Resolved:
     """A decided engine.
 
     Keys of ``choices``: ``loader``, ``architecture``, ``quantization``, ``attention``, ``lora``, ``policy``,
-    ``executor``, ``proposer``, ``ops.NAME``, ``logits_processors.N``, ``api.N``. A slot that is empty on purpose
-    (``quantization`` of an unquantised model, ``proposer`` where nothing speculates, an operation left to torch)
+    ``executor``, ``proposer``, ``structured``, ``ops.NAME``, ``logits_processors.N``, ``api.N``. A slot that is
+    empty on purpose (``quantization`` of an unquantised model, ``proposer`` where nothing speculates,
+    ``structured`` where nothing can hold an answer to a grammar, an operation left to torch)
     is in ``absent`` instead.
     """
 
@@ -136,7 +137,7 @@ def make_context(config: LaunchConfig, profile: ModelProfile, device: DeviceProf
         model=profile,
         device=device,
         dtype=dtype,
-        kv_dtype=dtype if config.cache.dtype == "auto" else config.cache.dtype,
+        kv_dtype=_kv_dtype(profile, dtype) if config.cache.dtype == "auto" else config.cache.dtype,
         block_size=config.cache.block_size,
         max_length=_max_length(config, profile),
         max_sequences=_sequences(config, device),
@@ -167,6 +168,15 @@ def _batch_tokens(config: LaunchConfig, device: DeviceProfile) -> int:
     if wanted == "auto":
         return 1024 if device.type == "cpu" else 8192
     return wanted
+
+
+def _kv_dtype(profile: ModelProfile, dtype: str) -> str:
+    """FP8 where the checkpoint was quantised with a cache of that type."""
+    stored = profile.quantization or {}
+    scheme = stored.get("kv_cache_scheme")
+    if isinstance(scheme, Mapping) and scheme.get("num_bits") == 8 and scheme.get("type", "float") == "float":
+        return "fp8_e4m3"
+    return "fp8_e4m3" if stored.get("kv_cache_quant_algo") == "FP8" else dtype
 
 
 def _gpu_dtype(stored: str) -> Any:

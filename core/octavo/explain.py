@@ -10,6 +10,7 @@ from typing import Any
 from octavo.assemble import Resolved
 from octavo.errors import OctavoError
 from octavo.plugins.report import PluginStatus
+from octavo.records import QuantizationRecord
 from octavo.selection import Candidate
 
 _SIZES = (
@@ -112,6 +113,8 @@ def _slots(resolved: Resolved) -> list[SlotReport]:
         options = choice.options.model_dump(mode="json", exclude_defaults=True)
         # What it costs: see Scheduler.overlaps.
         reason = f"{choice.reason}; steps overlap while it rests" if key == "proposer" else choice.reason
+        if isinstance(choice.record, QuantizationRecord) and (remark := choice.record.remark(resolved.context)):
+            reason = f"{reason}; {remark}"
         reports.append(SlotReport(key, choice.name, choice.label, reason, options, choice.candidates))
     for key, absent in resolved.absent.items():
         reports.append(SlotReport(key, absent.name, "", absent.reason, {}, absent.candidates))

@@ -86,6 +86,12 @@ def octavo_logits_processors() -> Iterable[records.LogitsProcessorRecord]:
 
 
 @hookspec
+def octavo_structured_outputs() -> Iterable[records.StructuredOutputRecord]:
+    """Contribute ways of holding answers to a JSON schema, a regular expression, a choice or a grammar."""
+    return ()
+
+
+@hookspec
 def octavo_executors() -> Iterable[records.ExecutorRecord]:
     """Contribute places where the ranks of a model run."""
     return ()

@@ -8,6 +8,7 @@ from octavo.model.llama import DecoderStyle, LlamaForCausalLM
 from octavo.model.parallel import Ranks
 from octavo.model.parts import Parts
 from octavo.model.rope import Rope
+from octavo.model.unquantized import Unquantized
 
 __all__ = [
     "DecoderStyle",
@@ -20,6 +21,7 @@ __all__ = [
     "RMSNorm",
     "Ranks",
     "Rope",
+    "Unquantized",
     "vocab_slot",
     "whole_slot",
 ]

@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from octavo.errors import RequestError
+from octavo.structured import StructuredOutputs
 
 MAX_LOGPROBS: Final = 20
 MAX_STOP: Final = 16
@@ -46,6 +47,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
     detokenize: bool = True
+    structured_outputs: StructuredOutputs | None = None
     extra: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -56,6 +58,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             value = getattr(self, name)
             if value is not None and not (low <= value <= high):
                 raise RequestError(f"{name} must be {text}, not {value}.", param=name)
+        if not isinstance(self.structured_outputs, StructuredOutputs | None):
+            raise RequestError("structured_outputs must be StructuredOutputs.", param="structured_outputs")
         _check_rules(self)
 
     @property

@@ -115,18 +115,31 @@ class ArchitectureRecord(Record):
     """``name`` is the Hugging Face architecture; ``build(ctx, options, parts)`` returns a ``CausalLM``."""
 
 
+def no_remark(_: Context) -> str:
+    """The ``remark`` of a record that runs the same way everywhere."""
+    return ""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuantizationRecord(Record):
-    """``build`` returns a ``QuantScheme``. ``detect`` says whether a checkpoint is written in this scheme."""
+    """``build`` returns a ``QuantScheme``. ``detect`` says whether a checkpoint is written in this scheme.
+
+    ``remark``: how it runs on this device, where that is not what its name promises; ``explain`` prints it.
+    """
 
     detect: Callable[[ModelProfile], bool] = field(default=lambda _: False)
+    remark: Callable[[Context], str] = no_remark
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionRecord(Record):
-    """``build`` returns an :class:`octavo.contracts.attention.AttentionBackend`."""
+    """``build`` returns an :class:`octavo.contracts.attention.AttentionBackend`.
+
+    ``compiles_ahead``: its kernels are launched through :func:`octavo.ahead.launch`.
+    """
 
     graph_safe: bool = False
+    compiles_ahead: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,9 +151,13 @@ class LoraRecord(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpRecord(Record):
-    """Another implementation of one operation of :mod:`octavo.ops`; ``op`` is its name there."""
+    """Another implementation of one operation of :mod:`octavo.ops`; ``op`` is its name there.
+
+    ``compiles_ahead``: it runs on the meta device, its kernels launched through :func:`octavo.ahead.launch`.
+    """
 
     op: str
+    compiles_ahead: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,6 +179,12 @@ class ProposerRecord(Record):
     """
 
     on_device: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StructuredOutputRecord(Record):
+    """``build(ctx, options, vocabulary)`` returns a :class:`octavo.contracts.structured.StructuredBackend`. Called
+    in a thread when the first request asks for it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -50,6 +50,11 @@ def choose_all(
     if config.speculation.use == "none":
         absent["proposer"] = Absent("none", "not asked for", candidates(host.proposers(), ctx))
     choices |= _plain_slots(config, host, ctx)
+    backend = _structured(config, host, ctx)
+    if isinstance(backend, Absent):
+        absent["structured"] = backend
+    else:
+        choices["structured"] = backend
     if config.lora is None:
         offered = candidates(host.lora_backends(), ctx)
         absent["lora"] = Absent("none", "the configuration has no lora section", offered)
@@ -121,7 +126,7 @@ def _quantization(config: LaunchConfig, host: PluginHost, ctx: Context) -> Choic
     use, stored = config.quantization.use, ctx.model.quantization
     contributed = host.quantizations()
     unused = isinstance(use, str) and use in BY_KEY["quantization"].reserved
-    if stored is None and unused:
+    if stored is None and (use == "none" or (unused and not any(_takes(item.record, ctx) for item in contributed))):
         return Absent("none", "the checkpoint is not quantised", candidates(contributed, ctx))
     if stored is not None and use == "none":
         raise PluginError(
@@ -140,8 +145,28 @@ def _quantization(config: LaunchConfig, host: PluginHost, ctx: Context) -> Choic
         use,
         decide=partial(host.select_quantization, ctx),
         options=_options(config.quantization.options),
-        judge=_judge_scheme if stored is not None else None,
+        judge=_judge_scheme if stored is not None or unused else None,
         path="quantization.use",
+        hint=host.not_loaded(),
+    )
+
+
+def _structured(config: LaunchConfig, host: PluginHost, ctx: Context) -> Choice[Any] | Absent:
+    """A backend where there is one that works; requests that would need it are refused with the reason."""
+    use, contributed = config.structured_outputs.use, host.structured_outputs()
+    offered = candidates(contributed, ctx)
+    if use == "none":
+        return Absent("none", "switched off by structured_outputs.use", offered)
+    if use == "auto" and not any(item.supported for item in offered):
+        reasons = "; ".join(f"{item.name}: {item.reason}" for item in offered)
+        return Absent("none", reasons or "no loaded plugin contributes a backend", offered)
+    return choose(
+        BY_KEY["structured"],
+        contributed,
+        ctx,
+        use,
+        options=_options(config.structured_outputs.options),
+        path="structured_outputs.use",
         hint=host.not_loaded(),
     )
 
@@ -155,6 +180,14 @@ def _detects(record: QuantizationRecord, profile: ModelProfile) -> bool:
         return bool(record.detect(profile))
     except Exception:
         return True  # broken, and so the error should come from choosing, which names it
+
+
+def _takes(record: QuantizationRecord, ctx: Context) -> bool:
+    """Whether a scheme would by itself take a checkpoint that names none, such as a .gguf file."""
+    try:
+        return record.automatic and bool(record.detect(ctx.model)) and record.supports(ctx) is None
+    except Exception:
+        return False  # not asked for: where it is, choosing names what broke
 
 
 def _method(stored: Mapping[str, Any]) -> str:

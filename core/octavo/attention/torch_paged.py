@@ -84,8 +84,13 @@ class TorchAttention:
     ) -> Tensor:
         width = spec.num_kv_heads * spec.head_dim
         flat = cache.view(2, -1, width)
-        flat[0].index_copy_(0, plan.slots, key.reshape(-1, width).to(cache.dtype))
-        flat[1].index_copy_(0, plan.slots, value.reshape(-1, width).to(cache.dtype))
+        stored_keys = _stored(key.reshape(-1, width), cache, spec.key_scale)
+        stored_values = _stored(value.reshape(-1, width), cache, spec.value_scale)
+        _write(flat[0], plan.slots, stored_keys)
+        _write(flat[1], plan.slots, stored_values)
+        if cache.element_size() == 1 and plan.prompts:  # a prompt cut into chunks must see the same as a whole one
+            key = _read(stored_keys, spec.key_scale, query).view(key.shape)
+            value = _read(stored_values, spec.value_scale, query).view(value.shape)
         out = torch.empty(query.shape[0], spec.num_heads * spec.head_dim, dtype=query.dtype, device=query.device)
         for group in plan.groups:
             self._decode(plan, group, spec, query, cache, out)
@@ -129,8 +134,8 @@ class TorchAttention:
     ) -> None:
         chosen = query[: plan.decodes] if group.rows is None else query.index_select(0, group.rows)
         shape = (group.count, group.padded, spec.num_kv_heads, spec.head_dim)
-        keys = cache[0].index_select(0, group.blocks).view(shape).transpose(1, 2).to(query.dtype)
-        values = cache[1].index_select(0, group.blocks).view(shape).transpose(1, 2).to(query.dtype)
+        keys = _read(cache[0].index_select(0, group.blocks), spec.key_scale, query).view(shape).transpose(1, 2)
+        values = _read(cache[1].index_select(0, group.blocks), spec.value_scale, query).view(shape).transpose(1, 2)
         mask = group.mask
         if spec.sliding_window is not None and group.longest > spec.sliding_window:
             mask = _decode_window(group, spec.sliding_window, query.dtype)
@@ -151,9 +156,9 @@ class TorchAttention:
             keys, values = key.transpose(0, 1).unsqueeze(0), value.transpose(0, 1).unsqueeze(0)
         else:
             shape = (-1, spec.num_kv_heads, spec.head_dim)
-            keys = cache[0].index_select(0, row.blocks).view(shape)[:length].transpose(0, 1).unsqueeze(0)
-            values = cache[1].index_select(0, row.blocks).view(shape)[:length].transpose(0, 1).unsqueeze(0)
-            keys, values = keys.to(query.dtype), values.to(query.dtype)
+            keys = _read(cache[0].index_select(0, row.blocks), spec.key_scale, query).view(shape)
+            values = _read(cache[1].index_select(0, row.blocks), spec.value_scale, query).view(shape)
+            keys, values = (each[:length].transpose(0, 1).unsqueeze(0) for each in (keys, values))
         causal = row.context == 0 and not windowed and spec.soft_cap is None
         mask = None if causal else _causal_mask(row.context, count, spec.sliding_window, query)
         answer = _attend(queries, keys, values, mask, spec, causal=causal)
@@ -161,6 +166,25 @@ class TorchAttention:
 
     def _index(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(self._device)
+
+
+def _stored(new: Tensor, cache: Tensor, scale: float) -> Tensor:
+    """New rows in the cache's type. An 8-bit one takes them divided by their scale, cut at its largest number."""
+    if cache.element_size() > 1:
+        return new.to(cache.dtype)
+    largest = torch.finfo(cache.dtype).max
+    return (new.float() / scale).clamp_(-largest, largest).to(cache.dtype)
+
+
+def _write(cache: Tensor, slots: Tensor, new: Tensor) -> None:
+    if cache.element_size() == 1:  # torch copies rows of bytes, not of floats that small
+        cache, new = cache.view(torch.uint8), new.view(torch.uint8)
+    cache.index_copy_(0, slots, new)
+
+
+def _read(stored: Tensor, scale: float, query: Tensor) -> Tensor:
+    """Cached rows in the query's type."""
+    return stored.to(query.dtype) if stored.element_size() > 1 else (stored.float() * scale).to(query.dtype)
 
 
 def _similar(batch: StepBatch, block_size: int) -> list[np.ndarray]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from octavo.contracts.scheduling import SchedulingPolicy
 
 OCTAVO_API = (1, 0)
-_KV_TYPES: Final = ("float32", "float16", "bfloat16")
+_KV_TYPES: Final = ("float32", "float16", "bfloat16", "fp8_e4m3")
 _FORMATS: Final = {
     "safetensors": "safetensors files",
     "gguf": "a .gguf file",

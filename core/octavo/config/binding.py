@@ -21,6 +21,7 @@ SINGLE: Final = {
     "quantization": "quantization",
     "lora": "lora",
     "speculation": "proposer",
+    "structured_outputs": "structured",
     "executor": "executor",
 }
 """Sections that choose one record, and the slot they choose from."""

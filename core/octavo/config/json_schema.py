@@ -15,6 +15,7 @@ _DEFINITIONS: Final = {
     "quantization": "QuantizationSection",
     "lora": "LoraSection",
     "speculation": "SpeculationSection",
+    "structured_outputs": "StructuredSection",
     "executor": "ExecutorSection",
     "logits_processors": "ProcessorSection",
     "api": "ApiSection",

@@ -17,6 +17,7 @@ from octavo.config.schema import (
     PluginsSection,
     SchedulerLimits,
     Section,
+    StructuredLimits,
     Use,
 )
 from octavo.errors import ConfigError
@@ -55,6 +56,13 @@ class SpeculationSection(Section):
     adapt: bool = Field(
         default=True, description="Draft only as much as measured times and acceptance make worth while."
     )
+
+
+class StructuredSection(StructuredLimits):
+    """Answers held to a JSON schema, a regular expression, a choice or a grammar, where a request asks for it."""
+
+    use: Use = Field(default="auto", description="Backend; `auto`: the best that works here, if any; `none`: off.")
+    options: Options = Field(default={}, description="Options of the backend that `use` names.")
 
 
 class OpsSection(Section):
@@ -107,6 +115,9 @@ class LaunchConfig(Section):
     )
     speculation: SpeculationSection = Field(
         default=SpeculationSection(), description="Tokens guessed ahead and verified in one step."
+    )
+    structured_outputs: StructuredSection = Field(
+        default=StructuredSection(), description="Answers held to a schema or grammar."
     )
     ops: OpsSection = Field(default=OpsSection(), description="Fused operations.")
     lora: LoraSection | None = Field(default=None, description="LoRA adapters; absent: none.")

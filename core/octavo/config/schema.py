@@ -104,7 +104,21 @@ class SchedulerLimits(Section):
     max_batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto", description="Token budget of one step; auto: 1024 on a CPU, 8192 on a GPU."
     )
-    max_queue: int = Field(default=4096, ge=1, description="Waiting requests; one more is refused with 503.")
+    max_queue: int = Field(default=4096, ge=1, description="Waiting requests; one more is refused with 429.")
+
+
+class StructuredLimits(Section):
+    """The part of `structured_outputs` that belongs to the core, whatever the backend."""
+
+    max_bytes: int = Field(
+        default=65536, ge=1, description="Largest schema, expression, choice or grammar, in bytes."
+    )
+    max_depth: int = Field(default=64, ge=1, le=256, description="Deepest nesting of a JSON schema.")
+    compile_timeout: float = Field(
+        default=10.0, gt=0, description="Seconds that compiling may take; a request that needs longer is refused."
+    )
+    compile_threads: int = Field(default=2, ge=1, le=64, description="Grammars compiled at once.")
+    cached: int = Field(default=256, ge=1, description="Compiled grammars kept for later requests.")
 
 
 class ParallelSection(Section):

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionSpec:
-    """One attention layer as one rank sees it: heads are already divided among ranks."""
+    """One attention layer as one rank sees it: heads are already divided among ranks.
+
+    An 8-bit cache holds keys divided by ``key_scale`` and values divided by ``value_scale``.
+    """
 
     layer: int
     num_heads: int
@@ -21,6 +24,8 @@ class AttentionSpec:
     scale: float
     sliding_window: int | None = None
     soft_cap: float | None = None
+    key_scale: float = 1.0
+    value_scale: float = 1.0
 
 
 @dataclass(slots=True)

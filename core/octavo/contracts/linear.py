@@ -6,7 +6,7 @@ parallelism, merged QKV, LoRA and speculation never know the scheme.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,7 +19,8 @@ class LinearSpec:
     """One linear layer ``y = x W^T + b`` as one rank holds it.
 
     ``out_parts`` are the output sizes of the checkpoint layers merged into it, in order (one entry if none).
-    ``name`` is the module path in the checkpoint's spelling, of the first part.
+    ``modules`` are their module paths in the checkpoint's spelling, ``name`` that of the first. ``full_in`` is
+    what ``in_features`` is on all ranks together; 0 says: the same.
     """
 
     name: str
@@ -28,6 +29,8 @@ class LinearSpec:
     bias: bool
     dtype: torch.dtype
     device: torch.device
+    modules: tuple[str, ...] = ()
+    full_in: int = 0
 
     @property
     def out_features(self) -> int:
@@ -45,6 +48,9 @@ class ParamSpec:
     A tensor without ``out_axis`` that exists once a part (a per-tensor scale) has ``per_part=True`` and gets a
     leading axis of ``len(out_parts)``. ``optional``: the checkpoint may lack it; it then stays unset.
     ``convert``: whether another floating type in the checkpoint may be converted on load.
+    ``transient``: ``finalize`` keeps something smaller. The tensor then gets memory when its first part arrives,
+    and ``finalize`` is called as soon as the layer's last part is in: a scheme that quantises while loading never
+    holds the whole model as the checkpoint stores it. Of a layer's tensors all are transient, or none.
     """
 
     shape: tuple[int, ...]
@@ -56,6 +62,7 @@ class ParamSpec:
     per_part: bool = False
     optional: bool = False
     convert: bool = True
+    transient: bool = False
 
 
 class LinearMethod(Protocol):
@@ -78,8 +85,31 @@ class LinearMethod(Protocol):
 
 
 class QuantScheme(Protocol):
-    """What a quantisation record builds."""
+    """What a quantisation record builds.
+
+    It may also have ``ignored_weights``, regular expressions of checkpoint tensors that no layer takes because the
+    scheme read them itself or has no use for them, and ``kv_scales(module)``, which see.
+    """
 
     def method_for(self, spec: LinearSpec) -> LinearMethod | None:
         """The method for one layer, or ``None`` where this scheme leaves the layer unquantised."""
         ...
+
+
+class KvScales(Protocol):
+    """A scheme whose checkpoints bring scales for an 8-bit KV cache."""
+
+    def kv_scales(self, module: str) -> tuple[float, float]:
+        """What stored keys and values of the attention layer ``module`` are multiplied by when read."""
+        ...
+
+
+def ignored_weights(scheme: QuantScheme | None) -> Sequence[str]:
+    """The scheme's ``ignored_weights``, or none."""
+    return tuple(getattr(scheme, "ignored_weights", ()))
+
+
+def kv_scales(scheme: QuantScheme | KvScales | None, module: str) -> tuple[float, float]:
+    """The scheme's scales for an attention layer's keys and values, or 1."""
+    asked = getattr(scheme, "kv_scales", None)
+    return asked(module) if asked is not None else (1.0, 1.0)

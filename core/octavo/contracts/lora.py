@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,11 +36,17 @@ class LoraPart:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoraSite:
-    """One linear layer that adapters may change, as one rank holds it.
+    """One layer that adapters may change, as one rank holds it.
+
+    ``kind`` is ``linear`` for the layers inside the model, ``head`` for the one that makes logits, ``embedding``
+    for the table of token embeddings, a linear layer whose inputs are the vocabulary, one of them 1 at a time.
 
     ``in_features`` is the whole input size, ``in_shard`` this rank's piece. Where it is a piece only, the ranks'
     outputs are summed after the adapter was added, so a shrunk input need not be summed by itself; a bias must
     then be added by one rank alone, the one with ``adds_bias``.
+
+    ``columns(start, stop)`` gives the base weight for these of the rank's inputs, [stop - start, width], however it
+    is stored. It may be called when the model is loaded.
     """
 
     parts: tuple[LoraPart, ...]
@@ -49,6 +55,8 @@ class LoraSite:
     adds_bias: bool
     dtype: torch.dtype
     device: torch.device
+    columns: Callable[[int, int], torch.Tensor]
+    kind: Literal["linear", "head", "embedding"] = "linear"
 
     @property
     def width(self) -> int:
@@ -57,8 +65,9 @@ class LoraSite:
 
 
 LoraLayer = Callable[["torch.Tensor", "torch.Tensor"], None]
-"""``layer(x, out)`` adds the step's adapters to ``out`` [tokens, site.width] in place. ``x`` is the layer's input
-[tokens, local in_features]; ``out`` is new, without the layer's own bias, and not summed over ranks yet."""
+"""``layer(x, out)`` lets the step's adapters change ``out`` [tokens, at least site.width] in place. ``x`` is the
+layer's input, [tokens, local in_features], or for an embedding the token ids, int64 [tokens]; ``out`` is new,
+without the layer's own bias, and not summed over ranks yet."""
 
 
 class HostAdapter(Protocol):
@@ -92,7 +101,7 @@ class LoraBackend(Protocol):
         ...
 
     def attach(self, site: LoraSite) -> LoraLayer:
-        """Called once for each linear layer while the model is built, before any other method."""
+        """Called once for each layer while the model is built, before any other method."""
         ...
 
     def read(self, path: str) -> HostAdapter:
@@ -117,6 +126,15 @@ class LoraBackend(Protocol):
         ``host`` is ``None`` while a graph is captured; only a backend whose record says ``graph_safe`` sees that.
         Before the first call every token uses the base model.
         """
+        ...
+
+    def begin_logits(self, host: np.ndarray) -> None:
+        """Which slot each row of the coming logits uses: int64 [rows], for sites of the kind ``head``. Not called
+        while a graph is captured."""
+        ...
+
+    def replays(self, slots: np.ndarray) -> bool:
+        """Whether a captured step serves the adapters in these slots as well as one that runs as it is."""
         ...
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -19,6 +20,8 @@ class WeightSlot:
     ``source`` is its name in the checkpoint, ``shape`` its whole shape there. The loader reads
     ``tensor[shard]`` and copies it into ``target``, a view of a parameter of the same shape as that slice.
     ``exact``: the stored dtype must equal the target's (packed integers).
+    ``begin`` is called before the copy, and may replace a ``target`` that has no memory yet (device ``meta``);
+    ``end`` after it. Loaders use :func:`filled`.
     """
 
     source: str
@@ -28,6 +31,19 @@ class WeightSlot:
     optional: bool = False
     exact: bool = False
     loaded: bool = False
+    begin: Callable[[], None] | None = None
+    end: Callable[[], None] | None = None
+
+
+@contextmanager
+def filled(slot: WeightSlot) -> Iterator[None]:
+    """Around the copy into ``slot.target``: makes its memory where it has none, and says that it is loaded."""
+    if slot.begin is not None:
+        slot.begin()
+    yield
+    slot.loaded = True
+    if slot.end is not None:
+        slot.end()
 
 
 class CausalLM(Protocol):

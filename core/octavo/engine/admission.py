@@ -9,15 +9,17 @@ import operator
 import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import msgspec
 
+from octavo.config.schema import StructuredLimits
 from octavo.contracts.api import Arrival
 from octavo.engine.messages import SEED_MASK, Submit
 from octavo.errors import NotFoundError, RequestError, nearest
 from octavo.params import SamplingParams
+from octavo.structured import no_structured_outputs
 
 MAX_STOP_LENGTH: Final = 1024
 MAX_BAD_WORD_LENGTH: Final = 256
@@ -34,13 +36,15 @@ class Encoder(Protocol):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
     """What bounds a request. ``longest_token`` is in characters; ``processors`` are the logits processors that
-    take options by name."""
+    take options by name. ``structured_off`` says why answers can't be held to a grammar, if they can't."""
 
     max_length: int
     vocab_size: int
     eos_ids: tuple[int, ...]
     longest_token: int
     processors: Collection[str] = ()
+    structured: StructuredLimits = field(default_factory=StructuredLimits)
+    structured_off: str = ""
 
 
 SelectAdapter = Callable[[Arrival, Sequence[str]], str | None]
@@ -124,6 +128,7 @@ class Admission:
         adapter: str | None = None,
         cache_salt: str | None = None,
         arrival: Arrival | None = None,
+        pooling: str = "",
     ) -> Submit:
         """The message for ``params.n`` answers with ids from ``first_id`` on. Quick: no tokenising."""
         self._check_params(params)
@@ -146,6 +151,7 @@ class Admission:
             arrival=time.monotonic(),
             adapter=self._adapter(adapter, arrival or Arrival(adapter, len(prompt_ids), {})),
             cache_salt=cache_salt,
+            pooling=pooling,
         )
 
     def _check_params(self, params: SamplingParams) -> None:
@@ -156,6 +162,11 @@ class Admission:
                 raise RequestError(
                     f"a stop string may have at most {MAX_STOP_LENGTH} characters, not {len(stop)}.", param="stop"
                 )
+        if params.structured_outputs is not None:
+            if self._limits.structured_off:
+                raise no_structured_outputs(self._limits.structured_off)
+            limits = self._limits.structured
+            params.structured_outputs.check_limits(limits.max_bytes, limits.max_depth)
         for name in params.extra or ():
             if name not in self._limits.processors:
                 raise RequestError(

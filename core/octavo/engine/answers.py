@@ -89,6 +89,7 @@ class Answers:
         "_submit",
         "_tokenizer",
         "label",
+        "pooled",
         "prompt",
         "unfinished",
     )
@@ -105,6 +106,7 @@ class Answers:
         self._scheduled_at: float | None = None
         self._started_at: float | None = None
         self.prompt = PromptInfo(submit.prompt_ids, 0, None)
+        self.pooled = b""
         self.unfinished = set(self.ids)
         """Ids that the engine still works on."""
 
@@ -126,6 +128,8 @@ class Answers:
             raise error
         self._drafted += output.drafted
         self._accepted += output.accepted
+        if output.pooled is not None:
+            self.pooled = output.pooled
         if output.prompt_scores:
             self._prompt_scores += output.prompt_scores
         if not output.token_ids and output.finish_reason is None:
@@ -164,6 +168,7 @@ class Answers:
         self._opened = True
         self._started_at, self._scheduled_at = now, output.scheduled_at
         self.prompt.cached_tokens = output.cached_tokens
+        self.prompt.queue_time = _since(self._submit.arrival, output.scheduled_at)
         if self._submit.params.prompt_logprobs is not None:
             scored = [_logprob(self._tokenizer, score) for score in self._prompt_scores]
             self.prompt.logprobs = [None, *scored]

@@ -15,6 +15,7 @@ from octavo.contracts.executor import Executor, GuessingExecutor
 from octavo.engine.adapters import build_adapters
 from octavo.engine.core import EngineCore
 from octavo.engine.messages import Ready
+from octavo.engine.structured import build_structured
 from octavo.errors import ConfigError
 from octavo.params import SamplingParams
 from octavo.plugins.report import PluginLock
@@ -69,6 +70,7 @@ def build_core(resolved: Resolved) -> EngineCore:
             speculator=_speculator(resolved, executor),
         )
         processors = resolved.build_processors()
+        structured = build_structured(resolved)
     except BaseException:
         executor.stop()
         raise
@@ -88,6 +90,7 @@ def build_core(resolved: Resolved) -> EngineCore:
         processors=[choice.name for choice in resolved.processors],
         uses_priority=resolved.choices["policy"].record.uses_priority,
         adapters=None if adapters is None else adapters.listing(),
+        structured_off=structured.reason,
     )
     unsafe = [
         processor
@@ -102,6 +105,7 @@ def build_core(resolved: Resolved) -> EngineCore:
         validate=validate,
         unsafe=unsafe if resolved.speculates else (),
         adapters=adapters,
+        structured=structured,
     )
 
 

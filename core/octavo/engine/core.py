@@ -17,10 +17,11 @@ from typing import Final, Protocol
 
 import msgspec
 
-from octavo.contracts.api import EngineStats
+from octavo.contracts.api import POOLINGS, EngineStats
 from octavo.contracts.executor import Executor, PendingStep, RowLogprobs
 from octavo.contracts.sampling import LogitsProcessor
 from octavo.engine.adapters import Adapters
+from octavo.engine.constraints import Ending
 from octavo.engine.failures import describe
 from octavo.engine.messages import (
     SEED_MASK,
@@ -41,6 +42,7 @@ from octavo.engine.messages import (
     TokenScore,
     UnloadAdapter,
 )
+from octavo.engine.structured import NoStructuredOutputs
 from octavo.errors import EngineDeadError, NotFoundError, RequestError
 from octavo.params import SamplingParams
 from octavo.scheduling.request import Request
@@ -84,6 +86,7 @@ class EngineCore:
         unsafe: Sequence[LogitsProcessor] = (),
         clock: Callable[[], float] = time.monotonic,
         adapters: Adapters | None = None,
+        structured: NoStructuredOutputs | None = None,
     ) -> None:
         self.ready = ready
         self.failure: Exception | None = None
@@ -94,6 +97,7 @@ class EngineCore:
         self._unsafe = unsafe
         self._clock = clock
         self._adapters = adapters
+        self._structured = structured or NoStructuredOutputs("the engine was built without")
         self._flying: deque[tuple[Scheduled, PendingStep]] = deque()
         self._outbox: list[FromEngine] = []
         self._scheduled_at: dict[int, float] = {}
@@ -106,7 +110,7 @@ class EngineCore:
         """Seconds for which the loop may wait for a message."""
         if self._blocked:
             return _BLOCKED_SECONDS
-        if self._adapters is not None and self._adapters.busy and not self.busy:
+        if not self.busy and (self._structured.waiting or (self._adapters is not None and self._adapters.busy)):
             return _BLOCKED_SECONDS
         return 0.0 if self._flying or self._scheduler.has_work else BEAT_SECONDS
 
@@ -136,8 +140,16 @@ class EngineCore:
                 "priority means nothing to this server's scheduling policy; it would with scheduler.use: priority.",
                 param="priority",
             )
+        self._structured.check(submit.params)
+        if submit.pooling not in ("", *POOLINGS) or (submit.pooling and submit.params.n != 1):
+            raise RequestError(f"pooling must be one of {', '.join(POOLINGS)}, for one answer.", param="pooling")
         if self._validate is not None:
             self._validate(submit.params)
+
+    def prepare(self, submit: Submit) -> None:
+        """``check``, and wait for the request's grammar if it has one. Raises :class:`RequestError`."""
+        self.check(submit)
+        self._structured.prepare(submit)
 
     def handle(self, message: ToEngine) -> None:
         """Take one message. Never raises; a request that is wrong is answered with :class:`Rejected`."""
@@ -148,6 +160,7 @@ class EngineCore:
                 case Submit():
                     self._submit(message)
                 case Abort():
+                    self._structured.forget(message.ids)
                     for request_id in message.ids:
                         self._scheduler.abort(request_id)
                         self._scheduled_at.pop(request_id, None)
@@ -181,6 +194,7 @@ class EngineCore:
         """Free what the executor holds."""
         if self._adapters is not None:
             self._adapters.stop()
+        self._structured.stop()
         try:
             self._executor.stop()
         except Exception:
@@ -194,21 +208,44 @@ class EngineCore:
     def _advance(self) -> None:
         scheduled = self._scheduler.schedule()
         if scheduled is not None:
-            self._flying.append((scheduled, self._executor.launch(scheduled.plan)))
+            pending = self._executor.launch(scheduled.plan)
+            self._flying.append((scheduled, pending))
             self._note_starts(scheduled)
+            if scheduled.plan.masked:
+                self._sample(scheduled, pending)
         depth = self._executor.depth if self._scheduler.overlaps else 0
         if self._flying and (scheduled is None or len(self._flying) > depth):
-            self._finish_oldest()
+            self._land()
         while len(self._flying) > depth:  # more than one only where overlap ends
-            self._finish_oldest()
+            self._land()
+        if self._structured.waiting:
+            for submit, refusal in self._structured.poll():
+                self._submit(submit) if refusal is None else self._reject(submit, refusal)
         if self._adapters is not None and self._adapters.busy:
             self._outbox += self._adapters.poll()
         self._blocked = scheduled is None and not self._flying and self._scheduler.has_work
         self._keep_time(idle=scheduled is None and not self.busy)
 
-    def _finish_oldest(self) -> None:
+    def _sample(self, scheduled: Scheduled, pending: PendingStep) -> None:
+        """Sample a step whose masks follow from the steps before it: these are read first, while it is computed."""
+        while len(self._flying) > 1:
+            self._land()
+        masks, endings = self._structured.masks(scheduled)
+        pending.sample(masks)
+        self._report(self._end(endings))
+
+    def _land(self) -> None:
+        """Read the oldest step."""
         done, pending = self._flying.popleft()
-        self._report(self._scheduler.update(done, pending.result()))
+        progress = self._scheduler.update(done, pending.result())
+        if done.plan.masked:
+            progress += self._end(self._structured.follow(progress))
+        self._report(progress)
+
+    def _end(self, endings: list[Ending]) -> list[Progress]:
+        for ending in endings:
+            self._scheduler.abort(ending.request.id, ending.reason)
+        return [Progress(request, [], finish_reason=reason, error=error) for request, reason, error in endings]
 
     def _note_starts(self, scheduled: Scheduled) -> None:
         if scheduled.plan.starts:
@@ -232,6 +269,8 @@ class EngineCore:
         if progress.first:
             output.cached_tokens = request.cached_tokens
             output.scheduled_at = self._scheduled_at.pop(request.id, None)
+        if progress.pooled is not None:
+            output.pooled = progress.pooled.astype("<f4").tobytes()
         if progress.finish_reason is not None:
             output.finish_reason, output.stop_reason = progress.finish_reason, request.stop_reason
             output.error = progress.error
@@ -254,17 +293,24 @@ class EngineCore:
         added: list[int] = []
         try:
             self.check(submit)
+            hold = self._structured.admit(submit, self.ready.max_queue)
+            if hold is None:
+                return
             key, digest = self._adapter(submit.adapter)
             root = self._root(digest, submit.cache_salt)
             speculates = not any(_uses(processor, submit) for processor in self._unsafe)
             for index in range(submit.params.n):
                 request = _request(submit, index, root, key, speculates)
+                request.constraint = hold()
                 self._scheduler.add(request)
                 added.append(request.id)
         except Exception as error:
             for request_id in added:
                 self._scheduler.abort(request_id)
-            self._outbox.append(Rejected(submit.id, describe(_refusal(error))))
+            self._reject(submit, error)
+
+    def _reject(self, submit: Submit, error: Exception) -> None:
+        self._outbox.append(Rejected(submit.id, describe(_refusal(error))))
 
     def _adapter(self, name: str | None) -> tuple[int, str | None]:
         """Key and digest of the adapter that a request names."""
@@ -327,7 +373,8 @@ def _request(submit: Submit, index: int, root: bytes, adapter_key: int, speculat
         eos_ids=frozenset(submit.eos_ids),
         seed=(submit.seed + index) & SEED_MASK,
         bad_word_ids=submit.bad_word_ids,
-        speculates=speculates,
+        speculates=speculates and not submit.pooling,
+        pooling=submit.pooling,
     )
 
 

@@ -16,6 +16,7 @@ from octavo.contracts.api import Arrival
 from octavo.contracts.lora import ServedAdapter
 from octavo.engine.admission import Admission, Limits, check_token_ids
 from octavo.engine.answers import Answers
+from octavo.engine.embedding import checkpoint_pooling
 from octavo.engine.messages import AdapterReply, LoadAdapter, Ready, Submit, UnloadAdapter
 from octavo.engine.tokenizer import NoTokenizerError, Tokenizer, load_tokenizer
 from octavo.errors import ConfigError, NotFoundError, RequestError, nearest
@@ -60,6 +61,7 @@ class Frontend:
         self.tokenizer = _tokenizer(self.profile, config)
         self.max_length = self.profile.max_length
         self.default_sampling = _default_sampling(self.profile)
+        self.pooling = checkpoint_pooling(self.profile)
         self._longest_token = _longest_token(self.tokenizer)
         self._admission: Admission | None = None
         self.adapters: dict[str, ServedAdapter] = {}
@@ -87,6 +89,8 @@ class Frontend:
                 eos_ids=self.tokenizer.eos_ids,
                 longest_token=self._longest_token,
                 processors=tuple(ready.processors),
+                structured=self.config.structured_outputs,
+                structured_off=ready.structured_off,
             ),
             seed=self.config.model.seed,
             select_adapter=self.host.select_adapter if self.host.selects_adapters else None,
@@ -126,6 +130,11 @@ class Frontend:
         ids = check_token_ids(token_ids, self.profile.vocab_size, "token_ids")
         return self.tokenizer.decode(ids, skip_special_tokens)
 
+    def token_texts(self, token_ids: Sequence[int]) -> list[str]:
+        """Each token's own text; refuses ids out of range."""
+        ids = check_token_ids(token_ids, self.profile.vocab_size, "token_ids")
+        return [self.tokenizer.token_text(token) for token in ids]
+
     def render_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -156,6 +165,7 @@ class Frontend:
         adapter: str | None = None,
         cache_salt: str | None = None,
         arrival: Arrival | None = None,
+        pooling: str = "",
     ) -> tuple[Submit, Answers]:
         """The message to send and what turns the engine's outputs into answers. One thread at a time."""
         submit = self.admission.submit(
@@ -167,6 +177,7 @@ class Frontend:
             adapter=adapter,
             cache_salt=cache_salt,
             arrival=arrival,
+            pooling=pooling,
         )
         self._next_id += params.n
         label = request_id if request_id is not None else f"request-{next(self._labels)}"

@@ -8,7 +8,7 @@ import re
 import torch
 
 from octavo.contracts.loading import Progress
-from octavo.contracts.model import CausalLM, WeightSlot
+from octavo.contracts.model import CausalLM, WeightSlot, filled
 from octavo.records import ModelProfile
 
 # Values of real models' size: near-zero weights would make matrix products faster than real ones.
@@ -42,8 +42,8 @@ class DummyLoader:
         done = 0
         with torch.inference_mode():
             for slot in slots:
-                self._fill(slot)
-                slot.loaded = True
+                with filled(slot):
+                    self._fill(slot)
                 done += slot.target.nbytes
                 progress(done, total, slot.source)
         self._pools.clear()

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from octavo.contracts.loading import Progress
-from octavo.contracts.model import CausalLM, WeightSlot
+from octavo.contracts.model import CausalLM, WeightSlot, filled
 from octavo.errors import CheckpointError
 from octavo.records import ModelProfile
 
@@ -72,9 +72,8 @@ def shard_shape(slot: WeightSlot) -> tuple[int, ...]:
 
 def _copy_all(work: Sequence[tuple[StoredTensor, WeightSlot]], copy: Copy, threads: int) -> Iterable[StoredTensor]:
     def one(tensor: StoredTensor, slot: WeightSlot) -> StoredTensor:
-        with torch.inference_mode():  # a property of the thread: the caller's does not reach a pool
+        with torch.inference_mode(), filled(slot):  # inference: of this thread; the caller's does not reach a pool
             copy(tensor, slot)
-        slot.loaded = True
         return tensor
 
     if threads <= 1:

@@ -1,10 +1,16 @@
-"""The GGUF loader: tensors dequantised by the ``gguf`` package while they are copied."""
+"""The GGUF loader: tensors dequantised by the ``gguf`` package while they are copied, or copied as they are.
+
+A slot named after a tensor and its type, such as ``model.layers.0.mlp.up_proj.weight.Q4_K``, takes the blocks
+themselves: uint8 [rows, bytes a row]. So a scheme asks for what it wants kept; the rows of query and key are
+brought into the checkpoint's order first, as those of dequantised tensors are.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -38,24 +44,62 @@ class GgufLoader:
     def load(self, model: CausalLM, profile: ModelProfile, progress: Progress) -> None:
         """Dequantise each slot's rows straight into its target. See :func:`octavo.loading.fill.fill`."""
         file = read_gguf(Path(profile.path))
-        names = _hf_names([slot.source for slot in model.slots()], file, profile)
+        slots = {slot.source: slot for slot in model.slots()}
+        whole = {name: _without_type(name, slot) for name, slot in slots.items()}
+        names = _hf_names(list(whole.values()), file, profile)
         data = np.memmap(file.path, dtype=np.uint8, mode="r")
-        stored = {
-            names.get(name, name): _stored(names.get(name, name), tensor, file, data.size)
-            for name, tensor in file.tensors.items()
-            if name not in _NOT_WEIGHTS
-        }
-        by_hf = {names.get(name, name): tensor for name, tensor in file.tensors.items()}
+        stored: dict[str, StoredTensor] = {}
+        by_hf: dict[str, GgufTensor] = {}
+        for name, tensor in file.tensors.items():
+            if name in _NOT_WEIGHTS:
+                continue
+            hf = names.get(name, name)
+            kept = f"{hf}.{type_name(tensor)}"
+            key = kept if kept in slots else hf
+            stored[key] = _stored(key, tensor, file, data.size, blocks=key == kept)
+            by_hf[key] = tensor
         heads = _permuted_heads(profile) if gguf_architecture(file).permuted else {}
 
         def copy(tensor: StoredTensor, slot: WeightSlot) -> None:
             rows = data[tensor.offset : tensor.offset + tensor.nbytes].reshape(tensor.shape[0], -1)
-            module = tensor.name.rsplit(".", 2)[-2]
+            module = whole[tensor.name].rsplit(".", 2)[-2]
             if module in heads:
                 rows = _unpermute(rows, heads[module])
-            _dequantise_into(slot, rows, by_hf[tensor.name].type)
+            if tensor.dtype == torch.uint8:
+                slot.target.copy_(torch.from_numpy(np.array(rows[slot.shard])))
+            else:
+                _dequantise_into(slot, rows, by_hf[tensor.name].type)
 
         fill(model, profile, stored, copy, progress, threads=self._threads)
+
+
+def type_name(tensor: GgufTensor) -> str:
+    """ggml's name of a tensor's type, such as ``Q4_K``; its number where the installed package knows none."""
+    try:
+        return str(gguf.GGMLQuantizationType(tensor.type).name)
+    except ValueError:
+        return str(tensor.type)
+
+
+def stored_types(profile: ModelProfile) -> Callable[[str], str | None]:
+    """A function from a tensor's name in the model's spelling (``….weight``) to its type in the file, or ``None``.
+
+    Raises :class:`CheckpointError` for a damaged file.
+    """
+    file = read_gguf(Path(profile.path))
+    table = _name_table(file, profile)
+
+    def type_of(name: str) -> str | None:
+        found = table.get_name(name, try_suffixes=(".weight", ".bias"))
+        tensor = file.tensors.get(found) if found else None
+        return type_name(tensor) if tensor else None
+
+    return type_of
+
+
+def _without_type(name: str, slot: WeightSlot) -> str:
+    """The tensor that a slot is of."""
+    return name.rpartition(".")[0] if slot.target.dtype == torch.uint8 else name
 
 
 def _cores() -> int:
@@ -64,8 +108,7 @@ def _cores() -> int:
 
 def _hf_names(sources: list[str], file: GgufFile, profile: ModelProfile) -> dict[str, str]:
     """GGUF tensor name to the name that the model's slots use; from the package's table of spellings."""
-    arch_of = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
-    table = gguf.get_tensor_name_map(arch_of[file.metadata["general.architecture"]], profile.num_layers)
+    table = _name_table(file, profile)
     found = {}
     for source in sources:
         name = table.get_name(source, try_suffixes=(".weight", ".bias"))
@@ -74,7 +117,12 @@ def _hf_names(sources: list[str], file: GgufFile, profile: ModelProfile) -> dict
     return found
 
 
-def _stored(name: str, tensor: GgufTensor, file: GgufFile, size: int) -> StoredTensor:
+def _name_table(file: GgufFile, profile: ModelProfile) -> Any:
+    arch_of = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
+    return gguf.get_tensor_name_map(arch_of[file.metadata["general.architecture"]], profile.num_layers)
+
+
+def _stored(name: str, tensor: GgufTensor, file: GgufFile, size: int, *, blocks: bool) -> StoredTensor:
     try:
         block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(tensor.type)]
     except (ValueError, KeyError) as error:
@@ -90,6 +138,9 @@ def _stored(name: str, tensor: GgufTensor, file: GgufFile, size: int) -> StoredT
             f"{file.path}: truncated inside tensor {tensor.name}: {size} bytes, but it ends at "
             f"{tensor.offset + nbytes}. Download the file again."
         )
+    if blocks:
+        shape = (tensor.shape[0], nbytes // tensor.shape[0])
+        return StoredTensor(name, shape, torch.uint8, file.path, tensor.offset, nbytes)
     return StoredTensor(name, tensor.shape, torch.float32, file.path, tensor.offset, nbytes)
 
 

@@ -116,7 +116,7 @@ def _refuse_pickle(folder: Path) -> None:
 
 
 def _quantization(folder: Path, raw: Mapping[str, Any], where: str) -> Mapping[str, Any] | None:
-    """``quantization_config`` of config.json, or the file that older GPTQ and AWQ tools wrote beside it."""
+    """``quantization_config`` of config.json, or the file that GPTQ, AWQ or ModelOpt wrote beside it."""
     text = Fields(raw, where).section("text_config") or {}
     for key in ("quantization_config", "compression_config"):
         found = Fields(raw, where).section(key) or Fields(text, where).section(key)
@@ -125,6 +125,10 @@ def _quantization(folder: Path, raw: Mapping[str, Any], where: str) -> Mapping[s
     for file, method in (("quantize_config.json", "gptq"), ("quant_config.json", "awq")):
         if (folder / file).is_file():
             return {"quant_method": method, **read_json_object(folder / file)}
+    modelopt = folder / "hf_quant_config.json"
+    if modelopt.is_file():
+        inner = Fields(read_json_object(modelopt), str(modelopt)).section("quantization") or {}
+        return {"quant_method": "modelopt", **inner}
     return None
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from octavo.contracts.linear import LinearSpec, ParamSpec
+from octavo.contracts.linear import LinearMethod, LinearSpec, ParamSpec
 from octavo.contracts.lora import LoraPart, LoraSite
 from octavo.contracts.model import WeightSlot
 from octavo.model.parallel import shard_slice
@@ -52,13 +53,21 @@ class Linear:
             bias=bias,
             dtype=parts.dtype,
             device=parts.device,
+            modules=tuple(part.module for part in self._modules),
+            full_in=in_features,
         )
         self.method = parts.method_for(self.spec)
         self.params = dict(self.method.params(self.spec))
         self.raw = {
-            name: torch.empty(self._stored_shape(param), dtype=param.dtype, device=parts.device)
+            name: torch.empty(
+                self._stored_shape(param),
+                dtype=param.dtype,
+                device="meta" if param.transient else parts.device,
+            )
             for name, param in self.params.items()
         }
+        self._lock = Lock()
+        self._transient: list[tuple[WeightSlot, int, str]] = []
         self.bias = torch.empty(self.spec.out_features, dtype=parts.dtype, device=parts.device) if bias else None
         self.weights: Any = None
         self._slots: list[WeightSlot] = []
@@ -79,8 +88,10 @@ class Linear:
     def finalize(self) -> None:
         """Let the method repack what was loaded; tensors it does not keep are freed.
 
-        Optional tensors that the checkpoint lacked are left out.
+        Optional tensors that the checkpoint lacked are left out. Does nothing the second time.
         """
+        if self.weights is not None:
+            return
         missing = {slot.source for slot in self._slots if slot.optional and not slot.loaded}
         raw = {
             name: tensor
@@ -88,7 +99,7 @@ class Linear:
             if not all(f"{part.module}.{name}" in missing for part in self._modules)
         }
         self.weights = self.method.finalize(self.spec, raw)
-        self.raw, self._slots = {}, []
+        self.raw, self._slots, self._transient = {}, [], []
 
     def slots(self) -> list[WeightSlot]:
         """One slot for each checkpoint tensor: every parameter of every part. Always the same ones."""
@@ -128,6 +139,7 @@ class Linear:
             adds_bias=not row or ranks.rank == 0,
             dtype=self.spec.dtype,
             device=self.spec.device,
+            columns=lambda start, stop: weight_columns(self.spec, self.method, self.weights, start, stop),
         )
 
     def _local_out(self, part: Part) -> int:
@@ -142,20 +154,15 @@ class Linear:
         return (len(self._modules), *param.shape) if param.per_part else param.shape
 
     def _slot(self, part: Part, index: int, name: str, param: ParamSpec, store: Tensor | None = None) -> WeightSlot:
-        target = self.raw[name] if store is None else store
-        if param.per_part:
-            target = target[index]
+        target = self._place(self.raw[name] if store is None else store, index, param)
         shape, shard = list(target.shape), [slice(None)] * target.dim()
         if param.out_axis is not None:
-            before = _packed(sum(self.spec.out_parts[:index]), param.out_pack)
-            local = _packed(self.spec.out_parts[index], param.out_pack)
-            target = target.narrow(param.out_axis, before, local)
-            shape[param.out_axis], shard[param.out_axis] = self._out_shard(part, local, param)
+            shape[param.out_axis], shard[param.out_axis] = self._out_shard(part, shape[param.out_axis], param)
         if param.in_axis is not None and self._division == "row":
             full = _packed(self._full_in, param.in_pack)
             shape[param.in_axis] = full
             shard[param.in_axis] = shard_slice(full, self._parts.ranks.size, self._parts.ranks.rank)
-        return WeightSlot(
+        slot = WeightSlot(
             source=f"{part.module}.{name}",
             shape=tuple(shape),
             shard=tuple(shard),
@@ -163,6 +170,35 @@ class Linear:
             optional=param.optional,
             exact=not param.convert,
         )
+        if param.transient:
+            self._transient.append((slot, index, name))
+            slot.begin, slot.end = self._make_room, self._finalize_early
+        return slot
+
+    def _place(self, store: Tensor, index: int, param: ParamSpec) -> Tensor:
+        """Where part ``index`` lies in a stored tensor. Each part's last packed element may be partly filled."""
+        if param.per_part:
+            return store[index]
+        if param.out_axis is None:
+            return store
+        before = sum(_packed(size, param.out_pack) for size in self.spec.out_parts[:index])
+        return store.narrow(param.out_axis, before, _packed(self.spec.out_parts[index], param.out_pack))
+
+    def _make_room(self) -> None:
+        """Memory for tensors that exist only until the layer is complete."""
+        with self._lock:
+            for slot, index, name in self._transient:
+                if self.raw[name].device.type == "meta":
+                    self.raw[name] = torch.empty_like(self.raw[name], device=self.spec.device)
+                slot.target = self._place(self.raw[name], index, self.params[name])
+
+    def _finalize_early(self) -> None:
+        with self._lock:
+            done = [slot for slot, _, _ in self._transient]
+            if all(slot.loaded for slot in done):
+                self.finalize()
+                for slot in done:  # loaders hold on to slots
+                    slot.target = torch.empty_like(slot.target, device="meta")
 
     def _out_shard(self, part: Part, local: int, param: ParamSpec) -> tuple[int, slice]:
         full = _packed(part.out_features, param.out_pack)
@@ -170,6 +206,14 @@ class Linear:
             return full, slice(0, full)
         index = self._parts.ranks.rank // part.copies
         return full, slice(index * local, (index + 1) * local)
+
+
+def weight_columns(spec: LinearSpec, method: LinearMethod, weights: Any, start: int, stop: int) -> Tensor:
+    """The weight for inputs ``start`` to ``stop``, [stop - start, outputs], whatever form it is stored in: what the
+    layer answers where one input is 1 and all others are 0."""
+    x = torch.zeros(stop - start, spec.in_features, dtype=spec.dtype, device=spec.device)
+    x.diagonal(start).fill_(1)
+    return method.apply(weights, x, None)
 
 
 def _packed(features: int, pack: tuple[int, int]) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from octavo.contracts.attention import AttentionSpec, StepBatch
+from octavo.contracts.linear import kv_scales
 from octavo.contracts.model import WeightSlot
 from octavo.errors import CheckpointError
 from octavo.model.layers import Embedding, LMHead, RMSNorm
@@ -60,6 +61,7 @@ class LlamaAttention:
             bias=style.output_bias,
             division="row",
         )
+        key_scale, value_scale = kv_scales(parts.scheme, name)
         self.spec = AttentionSpec(
             layer=layer,
             num_heads=self._heads,
@@ -67,6 +69,8 @@ class LlamaAttention:
             head_dim=size,
             scale=size**-0.5,
             sliding_window=(config.get("sliding_window") or None) if style.windowed else None,
+            key_scale=key_scale,
+            value_scale=value_scale,
         )
         eps = float(config.get("rms_norm_eps", 1e-6))
         self.query_norm = RMSNorm(parts, f"{name}.q_norm", size, eps) if style.qk_norm else None

@@ -29,4 +29,4 @@ class Parts:
     def method_for(self, spec: LinearSpec) -> LinearMethod:
         """The scheme's method for a layer, or the unquantised one."""
         method = self.scheme.method_for(spec) if self.scheme else None
-        return method or Unquantized()
+        return method or Unquantized(self.ops.linear)

@@ -6,18 +6,24 @@ slower at the small batches of a decode step. Large batches are on a par.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from octavo.contracts.linear import LinearSpec, ParamSpec
+from octavo.ops import reference
 
 
 class Unquantized:
-    """A :class:`octavo.contracts.linear.LinearMethod` with one parameter, ``weight`` [out, in]."""
+    """A :class:`octavo.contracts.linear.LinearMethod` with one parameter, ``weight`` [out, in].
+
+    ``linear`` is the operation of that name in :class:`octavo.ops.Ops`.
+    """
+
+    def __init__(self, linear: Callable[..., Tensor] = reference.linear) -> None:
+        self._linear = linear
 
     def params(self, spec: LinearSpec) -> Mapping[str, ParamSpec]:
         return {
@@ -32,11 +38,12 @@ class Unquantized:
             return torch.ops.mkldnn._reorder_linear_weight(weight, None)
         return weight
 
-    def apply(self, weights: Any, x: Tensor, bias: Tensor | None) -> Tensor:
+    def apply(self, weights: Any, x: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None) -> Tensor:
+        """As the contract says; ``dtype``, where given, is that of the answer."""
         if weights.layout == torch._mkldnn:  # type: ignore[attr-defined]
             out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weights, bias, "none", [], "")
-            return out
-        return F.linear(x, weights, bias)
+            return out if dtype is None else out.to(dtype)
+        return self._linear(x, weights, bias, dtype)
 
 
 def _can_pack() -> bool:

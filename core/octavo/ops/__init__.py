@@ -26,7 +26,9 @@ class Ops:
     silu_mul: Callable[..., Any] = reference.silu_mul
     rope: Callable[..., Any] = reference.rope
     qk_norm_rope: Callable[..., Any] = reference.qk_norm_rope
+    linear: Callable[..., Any] = reference.linear
     draw: Callable[..., Any] = noise.draw
+    mask_logits: Callable[..., Any] = reference.mask_logits
 
 
 def build_ops(implementations: Mapping[str, Callable[..., Any]]) -> Ops:

@@ -68,17 +68,27 @@ def log_exponential(bits: torch.Tensor) -> torch.Tensor:
     return noise.sub_(2.0**-32).log1p_().neg_().log_()
 
 
-def draw(scaled: torch.Tensor, words: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """Tokens int64 [n], each drawn from softmax of its row of ``scaled`` float32 [n, vocab]."""
-    budget = _CHUNK_CPU if scaled.device.type == "cpu" else _CHUNK_GPU
-    size = max(1, budget // scaled.shape[1])
-    starts = range(0, len(scaled), size)
-    winners = [_race(scaled[i : i + size], words, keys[i : i + size]) for i in starts]
+def draw(
+    logits: torch.Tensor, temperature: torch.Tensor | None, words: torch.Tensor, keys: torch.Tensor
+) -> torch.Tensor:
+    """Tokens int64 [n], each drawn from softmax of its row of ``logits`` float32 [n, vocab] over ``temperature``.
+
+    ``temperature`` float32 [n, 1]; ``None`` where the logits are scaled already.
+    """
+    budget = _CHUNK_CPU if logits.device.type == "cpu" else _CHUNK_GPU
+    size = max(1, budget // logits.shape[1])
+    parts = [slice(start, start + size) for start in range(0, len(logits), size)]
+    winners = [
+        _race(logits[part], None if temperature is None else temperature[part], words, keys[part]) for part in parts
+    ]
     return winners[0] if len(winners) == 1 else torch.cat(winners)
 
 
-def _race(scaled: torch.Tensor, words: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+def _race(
+    logits: torch.Tensor, temperature: torch.Tensor | None, words: torch.Tensor, keys: torch.Tensor
+) -> torch.Tensor:
     noise = log_exponential(random_bits(words, keys))
+    scaled = logits if temperature is None else logits / temperature
     return torch.sub(scaled, noise, out=noise).argmax(dim=1)
 
 

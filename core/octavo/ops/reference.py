@@ -21,6 +21,12 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
     return rms_norm(residual.add_(x), weight, eps)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """``x`` [tokens, in] times ``weight`` [out, in], plus ``bias`` [out]; answered in ``dtype``, or ``x``'s."""
+    out = F.linear(x, weight, bias)
+    return out if dtype is None else out.to(dtype)
+
+
 def silu_mul(gate_up: Tensor) -> Tensor:
     """SwiGLU's gate (arXiv 2002.05202): [tokens, 2 * n] holding gate and up side by side, to [tokens, n]."""
     gate, up = gate_up.chunk(2, dim=-1)
@@ -37,6 +43,15 @@ def rope(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     wide = heads[..., :width].float()
     turned = torch.addcmul(wide * cos, wide.roll(width // 2, -1), sin).to(heads.dtype)
     return turned if width == heads.shape[-1] else torch.cat((turned, heads[..., width:]), dim=-1)
+
+
+def mask_logits(logits: Tensor, index: Tensor, bits: Tensor) -> None:
+    """Rows ``index`` int64 [m] of ``logits`` float32 [n, vocab]: -inf, in place, where the packed mask ``bits``
+    int32 [m, ceil(vocab / 32)] has no bit. Bit ``i % 32`` of word ``i // 32`` is token ``i``."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    flags = bits.view(torch.uint8).unsqueeze(-1).bitwise_right_shift(shifts).bitwise_and_(1)
+    barred = flags.flatten(1)[:, : logits.shape[1]] == 0
+    logits.index_copy_(0, index, logits.index_select(0, index).masked_fill_(barred, -torch.inf))
 
 
 def qk_norm_rope(

@@ -25,6 +25,7 @@ from octavo.records import (
     PolicyRecord,
     ProposerRecord,
     QuantizationRecord,
+    StructuredOutputRecord,
 )
 
 if TYPE_CHECKING:
@@ -118,6 +119,10 @@ class PluginHost:
     def logits_processors(self) -> tuple[Contribution[LogitsProcessorRecord], ...]:
         """Answers of ``octavo_logits_processors``."""
         return self.contributions("logits_processors")
+
+    def structured_outputs(self) -> tuple[Contribution[StructuredOutputRecord], ...]:
+        """Answers of ``octavo_structured_outputs``."""
+        return self.contributions("structured")
 
     def executors(self) -> tuple[Contribution[ExecutorRecord], ...]:
         """Answers of ``octavo_executors``."""

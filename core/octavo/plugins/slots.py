@@ -44,6 +44,13 @@ SLOTS: Final[tuple[Slot, ...]] = (
     Slot("policy", "octavo_scheduling_policies", records.PolicyRecord, "scheduling policy"),
     Slot("proposer", "octavo_proposers", records.ProposerRecord, "proposer", frozenset({"auto", "none"})),
     Slot("logits_processors", "octavo_logits_processors", records.LogitsProcessorRecord, "logits processor"),
+    Slot(
+        "structured",
+        "octavo_structured_outputs",
+        records.StructuredOutputRecord,
+        "structured-outputs backend",
+        frozenset({"auto", "none"}),
+    ),
     Slot("executor", "octavo_executors", records.ExecutorRecord, "executor"),
     Slot("api", "octavo_api_surfaces", records.ApiRecord, "API surface"),
 )

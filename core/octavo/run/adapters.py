@@ -13,18 +13,34 @@ from octavo.contracts.lora import AdapterFacts, HostAdapter, LoraBackend
 class NoAdapters:
     """Stands in where there is no LoRA: the base model for every token."""
 
+    variants: tuple[bool, ...] = (False,)
+    """Kinds of steps to capture: without adapters, and with some."""
+
+    def replays(self, plan: StepPlan) -> bool:
+        """Whether a captured step serves the adapters of the plan's rows."""
+        return True
+
+    def uses(self, plan: StepPlan) -> bool:
+        """Whether any of the plan's rows has an adapter."""
+        return False
+
     def apply(self, plan: StepPlan) -> None:
         """Nothing changes."""
 
     def begin(self, plan: StepPlan) -> None:
         """Nothing to tell."""
 
-    def begin_rows(self, rows: Tensor) -> None:
+    def begin_logits(self, rows: np.ndarray) -> None:
+        """Nothing to tell."""
+
+    def begin_rows(self, rows: Tensor, adapted: bool) -> None:
         """Nothing to tell."""
 
 
 class RunnerAdapters(NoAdapters):
     """The adapters of a runner with ``max_rows`` rows (and one for padding, which uses the base model)."""
+
+    variants = (False, True)
 
     def __init__(self, backend: LoraBackend, max_rows: int, device: torch.device) -> None:
         self._backend, self._device = backend, device
@@ -62,9 +78,21 @@ class RunnerAdapters(NoAdapters):
         host = np.repeat(self._rows[plan.rows], plan.counts)
         self._backend.begin(self._pinned(host).to(self._device, non_blocking=True), host)
 
-    def begin_rows(self, rows: Tensor) -> None:
-        """The same for one token of each of ``rows`` (int64, on the device), while a graph is captured."""
-        self._backend.begin(self._device_rows.index_select(0, rows), None)
+    def begin_logits(self, rows: np.ndarray) -> None:
+        """Tell the backend the slots of the coming logits, which belong to ``rows``."""
+        self._backend.begin_logits(self._rows[rows])
+
+    def begin_rows(self, rows: Tensor, adapted: bool) -> None:
+        """The same for one token of each of ``rows`` (int64, on the device), while a graph is captured. Without
+        ``adapted`` it is a graph for the base model alone."""
+        host = None if adapted else np.zeros(len(rows), np.int64)
+        self._backend.begin(self._device_rows.index_select(0, rows), host)
+
+    def replays(self, plan: StepPlan) -> bool:
+        return self._backend.replays(self._rows[plan.rows])
+
+    def uses(self, plan: StepPlan) -> bool:
+        return bool(self._rows[plan.rows].any())
 
     def _pinned(self, array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(array)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from octavo.contracts.linear import ignored_weights
 from octavo.contracts.model import CausalLM
 from octavo.model.parallel import Ranks
 from octavo.model.parts import Parts
@@ -38,6 +39,7 @@ def build_model(resolved: Resolved, parts: Parts) -> CausalLM:
     """The architecture, with its parameters allocated on ``parts.device`` and nothing in them yet."""
     choice = resolved.choices["architecture"]
     model: CausalLM = choice.build(resolved.context, choice.options, parts)
+    model.ignored_weights = (*model.ignored_weights, *ignored_weights(parts.scheme))
     return model
 
 

@@ -4,13 +4,14 @@ A graph is captured for each of a few batch sizes, largest first, all in one mem
 ahead, small batches have graphs for several queries a row as well. Their only inputs are the row, the position of
 its first token, and what the host knows of its tokens. Everything else is gathered on the device from the permanent
 rows, so that a step costs the host one small copy. A step runs in the smallest graph that holds it; the rows left
-over point at the padding row, with position -1, and queries left over are computed and forgotten.
+over point at the padding row, with position -1, and queries left over are computed and forgotten. Where there are
+adapters each shape has two graphs, so that a step of the base model alone does not pay for them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -93,25 +94,28 @@ class DecodeGraphs:
         self._rows, self._block_size, self._device = rows, block_size, device
         self._adapters = NoAdapters() if adapters is None else adapters
         self._tap_layers = tap_layers
-        self._captured: dict[tuple[int, int], _Captured] = {}
+        self._captured: dict[tuple[int, int, bool], _Captured] = {}
         pool = torch.cuda.graph_pool_handle()
         sizes = graph_sizes(rows.max_rows)
         plain = [(size, 1) for size in reversed(sizes)]
-        for shape in [*plain, *verify_shapes(rows.max_rows, longest_draft, most_queries)]:
-            self._captured[shape] = self._capture(*shape, pool)
-        self._shapes = sorted(self._captured, key=lambda shape: (shape[1], shape[0]))
+        shapes = [*plain, *verify_shapes(rows.max_rows, longest_draft, most_queries)]
+        for size, queries in shapes:
+            for adapted in self._adapters.variants:
+                self._captured[size, queries, adapted] = self._capture(size, queries, adapted, pool)
+        self._shapes = sorted(shapes, key=lambda shape: (shape[1], shape[0]))
 
     def covers(self, plan: StepPlan) -> bool:
         """Whether all of the plan's rows compute one token and their draft, and a graph is large enough."""
         singles = plan.num_tokens == len(plan.rows) + sum(map(len, plan.drafts.values()))
-        return singles and all(plan.samples) and self._shape(plan) is not None
+        fits = singles and all(plan.samples) and self._shape(plan) is not None
+        return fits and self._adapters.replays(plan)
 
     def run(self, plan: StepPlan) -> tuple[StepInputs, Tensor, Sequence[Tensor], Tensor]:
         """Replay the step: its inputs, hidden states, taps, and the logits float32 of the sampled positions. All of
         them are valid until the next replay."""
         shape = self._shape(plan)
         assert shape is not None
-        captured = self._captured[shape]
+        captured = self._captured[*shape, self._adapters.uses(plan)]
         host = step_inputs(plan, self._rows, *shape)
         captured.inputs.copy_(torch.from_numpy(host).pin_memory(), non_blocking=True)
         captured.graph.replay()
@@ -126,23 +130,26 @@ class DecodeGraphs:
         rows, queries = len(plan.rows), max(plan.counts)
         return next((shape for shape in self._shapes if shape[0] >= rows and shape[1] >= queries), None)
 
-    def _capture(self, size: int, queries: int, pool: Any) -> _Captured:
+    def _capture(self, size: int, queries: int, adapted: bool, pool: Any) -> _Captured:
         inputs = torch.full((2 + queries, size), _NOBODY, dtype=torch.int64, device=self._device)
         inputs[0], inputs[1] = self._rows.max_rows, -1
         # Once outside: kernels are compiled and libraries make their workspaces, neither of which may be captured.
         side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(side):
-            self._step(inputs)
+            self._step(inputs, adapted)
         torch.cuda.current_stream(self._device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
+        shared = self._captured.get((size, queries, not adapted))
         with torch.cuda.graph(graph, pool=pool):
-            computed = self._step(inputs)
+            computed = self._step(inputs, adapted)
+            if shared is not None:  # logits are large, and of one graph at a time
+                computed = replace(computed, logits=shared.computed.logits.copy_(computed.logits))
         return _Captured(graph, inputs, computed)
 
-    def _step(self, inputs: Tensor) -> _Computed:
+    def _step(self, inputs: Tensor, adapted: bool) -> _Computed:
         ids, batch = gather_step(inputs, self._rows, self._block_size)
-        self._adapters.begin_rows(inputs[0].repeat_interleave(len(inputs) - 2))
+        self._adapters.begin_rows(inputs[0].repeat_interleave(len(inputs) - 2), adapted)
         plan = self._attention.plan(batch)
         hidden, taps = forward_tapped(self._model, ids, batch, plan, self._caches, self._tap_layers)
         return _Computed(ids, batch, hidden, taps, self._model.logits(hidden))

@@ -52,7 +52,7 @@ class Noise:
         """Tokens int64 [n], with the noise that the sampler has for the same rows and positions."""
         temperatures = self._temperatures[rows]
         keys = row_keys_on_device(self._seeds[rows], positions)
-        drawn = self._race(logits.float() / temperatures, self._words, keys)
+        drawn = self._race(logits.float(), temperatures, self._words, keys)
         return torch.where(temperatures.squeeze(1) > _GREEDY, drawn, logits.argmax(dim=1))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from octavo.errors import ConfigError
+from octavo.run.dtypes import torch_dtype
 
 if TYPE_CHECKING:
     from octavo.assemble import Resolved
@@ -102,7 +103,7 @@ def divide_memory(
 
 def block_bytes(resolved: Resolved, model: CausalLM, attention: AttentionBackend) -> int:
     """Bytes that one block takes in all layers."""
-    size = getattr(torch, resolved.context.kv_dtype).itemsize
+    size = torch_dtype(resolved.context.kv_dtype).itemsize
     return sum(torch.Size(attention.kv_shape(spec, 1)).numel() * size for spec in model.attention_layers)
 
 

@@ -10,23 +10,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from octavo.contracts.attention import AttentionBackend
-from octavo.contracts.executor import RowLogprobs, StepPlan, StepResult
+from octavo.contracts.executor import Masks, RowLogprobs, StepPlan, StepResult
 from octavo.contracts.model import CausalLM
 from octavo.run.adapters import NoAdapters
 from octavo.run.graphs import DecodeGraphs
 from octavo.run.guesser import NoGuesser, Sampling
+from octavo.run.pooling import Pooled, Pooler
+from octavo.run.prompt_graphs import PromptGraphs
 from octavo.run.rows import Rows
 from octavo.run.sampler import Logprobs, Sampled, Sampler
 from octavo.run.step import Samples, StepInputs, build_step
 from octavo.run.taps import forward_tapped
 from octavo.run.verify import gather_results
 
+_NOTHING_POSSIBLE = (
+    "The model's logits are not finite (NaN or infinity), or the request's own limits (allowed tokens, bad words, "
+    "bias, grammar) bar every token."
+)
 _PROMPT_LOGPROB_ROWS = 512
 """Positions whose logits exist at once while prompt log-probabilities are computed."""
 
@@ -36,7 +43,7 @@ PromptLogprobs = dict[int, list[Logprobs]]
 
 
 class Runner:
-    """Holds the model, the caches and the rows of one rank. With ``graphs``, decode steps are replayed."""
+    """Holds the model, the caches and the rows of one rank. Steps that one of ``graphs`` covers are replayed."""
 
     def __init__(
         self,
@@ -47,7 +54,7 @@ class Runner:
         sampler: Sampler,
         block_size: int,
         device: torch.device,
-        graphs: DecodeGraphs | None = None,
+        graphs: Sequence[DecodeGraphs | PromptGraphs] = (),
         adapters: NoAdapters | None = None,
         guesser: NoGuesser | None = None,
     ) -> None:
@@ -56,27 +63,32 @@ class Runner:
         self._block_size, self._device = block_size, device
         self._adapters = NoAdapters() if adapters is None else adapters
         self._guesser = NoGuesser() if guesser is None else guesser
+        self._pooler = Pooler(rows.max_rows, device)
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Pending:
         """Start the step. On a CPU it has run when this returns."""
         self._update_rows(plan)
         plan = self._guesser.begin(plan, self._sampler.reads_drafts)
-        if self._graphs is not None and self._graphs.covers(plan) and not self._rows.prompt_logprobs:
+        graphs = next((graphs for graphs in self._graphs if graphs.covers(plan)), None)
+        if graphs is not None and not self._rows.prompt_logprobs:
             logits: Tensor | None
-            step, hidden, taps, logits = self._graphs.run(plan)
+            step, hidden, taps, logits = graphs.run(plan)
             prompt_logprobs: PromptLogprobs = {}
+            pooled = None
         else:
             step = build_step(plan, self._rows, self._block_size, self._device)
             hidden, taps = self._forward(plan, step)
             prompt_logprobs = self._prompt_logprobs(plan, hidden) if self._rows.prompt_logprobs else {}
+            pooled = self._pooler.collect(plan, hidden)
             chosen = hidden.index_select(0, step.sampled_tokens)
+            self._adapters.begin_logits(step.samples.rows)
             logits = self._model.logits(chosen) if len(chosen) else None
-        sampled = sampling = None
-        if logits is not None:
-            sampled, sampling = self._sample(logits, step.samples)
-        self._guesser.follow(plan, step, hidden, taps, sampling)
-        return Pending(plan, self._rows, sampled, prompt_logprobs, self._forget, self._guesser.failed)
+        pending = Pending(plan, self._rows, prompt_logprobs, pooled, self._forget)
+        pending.sampling = partial(self._finish, plan, step, hidden, taps, logits)
+        if not plan.masked:
+            pending.sample(None)
+        return pending
 
     def _forward(self, plan: StepPlan, step: StepInputs) -> tuple[Tensor, Sequence[Tensor]]:
         """Final hidden states [tokens, hidden_size], and those that the guesser taps."""
@@ -86,15 +98,35 @@ class Runner:
             self._model, step.token_ids, step.batch, attention_plan, self._caches, self._guesser.tap_layers
         )
 
+    @torch.inference_mode()
+    def _finish(
+        self,
+        plan: StepPlan,
+        step: StepInputs,
+        hidden: Tensor,
+        taps: Sequence[Tensor],
+        logits: Tensor | None,
+        masks: Masks | None,
+    ) -> tuple[InFlight | None, str]:
+        """Sample, and let the guesser follow: the tokens on their way, and why guessing failed, if it did."""
+        sampled = sampling = None
+        if logits is not None:
+            sampled, sampling = self._sample(logits, step.samples, masks)
+        self._guesser.follow(plan, step, hidden, taps, sampling)
+        return sampled, self._guesser.failed
+
     def _update_rows(self, plan: StepPlan) -> None:
         self._rows.apply(plan)
         self._adapters.apply(plan)
+        self._pooler.apply(plan)
         for row in plan.ends:
             self._sampler.release(row)
         for start in plan.starts:
             self._sampler.admit(start)
 
-    def _sample(self, logits: Tensor, samples: Samples) -> tuple[InFlight, Sampling]:
+    def _sample(self, logits: Tensor, samples: Samples, masks: Masks | None) -> tuple[InFlight, Sampling]:
+        if masks is not None:
+            self._sampler.mask(logits, samples.index, masks)
         sampled = self._sampler.sample(logits, samples.rows, samples.positions, samples.drafts)
         rows, tokens, last = samples.device_rows, sampled.tokens, None
         if samples.drafts is not None and sampled.kept is not None:
@@ -116,6 +148,7 @@ class Runner:
         return found
 
     def _judge(self, hidden: Tensor, row: int, first: int, top: int) -> list[Logprobs]:
+        self._adapters.begin_logits(np.full(len(hidden), row))
         targets = torch.from_numpy(self._rows.tokens[row, first + 1 : first + 1 + hidden.shape[0]])
         parts = [slice(at, at + _PROMPT_LOGPROB_ROWS) for at in range(0, hidden.shape[0], _PROMPT_LOGPROB_ROWS)]
         return [
@@ -179,15 +212,22 @@ class Pending:
         self,
         plan: StepPlan,
         rows: Rows,
-        sampled: InFlight | None,
         prompt_logprobs: PromptLogprobs,
+        pooled: Pooled | None,
         forget: Callable[[int, int], None],
-        guessing_failed: str = "",
     ) -> None:
-        self._plan, self._rows, self._sampled = plan, rows, sampled
-        self._prompt_logprobs, self._forget = prompt_logprobs, forget
-        self._guessing_failed = guessing_failed
+        self._plan, self._rows = plan, rows
+        self.sampling: Callable[[Masks | None], tuple[InFlight | None, str]] | None = None  # what is left to do
+        self._sampled: InFlight | None = None
+        self._prompt_logprobs, self._pooled, self._forget = prompt_logprobs, pooled, forget
+        self._guessing_failed = ""
         self._generations = rows.generations[plan.rows]
+
+    def sample(self, masks: Masks | None) -> None:
+        """See :class:`octavo.contracts.executor.PendingStep`."""
+        if self.sampling is not None:
+            self._sampled, self._guessing_failed = self.sampling(masks)
+            self.sampling = None
 
     def result(self) -> StepResult:
         tokens = np.full(len(self._plan.rows), -1, np.int64)
@@ -208,8 +248,11 @@ class Pending:
         prompts = {
             at: [one for piece in pieces for one in piece.to_host()] for at, pieces in self._prompt_logprobs.items()
         }
+        pooled = {} if self._pooled is None else self._pooled.results()
+        if broken := [at for at, vector in pooled.items() if not np.isfinite(vector).all()]:
+            failed |= self._failures(np.asarray(broken))
         return StepResult(
-            self._plan.number, tokens, logprobs, prompts, failed, accepted, guessing_failed=self._guessing_failed
+            self._plan.number, tokens, logprobs, prompts, failed, accepted, pooled, self._guessing_failed
         )
 
     def _failures(self, broken: np.ndarray) -> dict[int, str]:
@@ -217,4 +260,4 @@ class Pending:
             row = self._plan.rows[index]
             if self._rows.generations[row] == self._generations[index]:
                 self._forget(row, self._plan.positions[index] + self._plan.counts[index])
-        return {int(index): "The model's logits are not finite (NaN or infinity)." for index in broken}
+        return {int(index): _NOTHING_POSSIBLE for index in broken}

@@ -60,14 +60,12 @@ class DeviceSpeculator:
             request.drafts = []
         for request in decodes:
             length = min(request.guessed, most, request.limit - request.known - 1)
-            if request.speculates and length > 0:
+            if _guessable(request) and length > 0:
                 request.drafts = [GUESSED] * length
         wanted = 0 if self.off else self._choose(running)
         self.resting = wanted == 0 and not any(request.guessed for request in running)
-        pending = any(
-            request.pending for request in running
-        )  # its end is not known: the rest ends with the next step
-        self.guess = 0 if pending else wanted
+        # Where a token is still on the device, the rest ends with this step and guessing begins with the next.
+        self.guess = 0 if any(request.pending for request in running) else wanted
 
     def released(self, rows: Sequence[int]) -> None:
         for row in rows:
@@ -115,7 +113,7 @@ class DeviceSpeculator:
 
     def _choose(self, running: Sequence[Request]) -> int:
         """The next guess's length. Every position that will be sampled needs logits."""
-        speculating = [request for request in running if request.speculates]
+        speculating = [request for request in running if _guessable(request)]
         if running and not speculating:
             return 0
         count = max(1, len(running))
@@ -123,5 +121,12 @@ class DeviceSpeculator:
         if self._fixed:
             return max(0, longest)
         fresh = Acceptance()
-        rates = [self._acceptance.get(request.id, fresh).rate if request.speculates else 0.0 for request in running]
+        rates = [
+            self._acceptance.get(request.id, fresh).rate if _guessable(request) else 0.0 for request in running
+        ]
         return self._length.choose(rates or [fresh.rate], longest)
+
+
+def _guessable(request: Request) -> bool:
+    """A grammar's masks are made on the host, which never sees what the device guesses."""
+    return request.speculates and request.constraint is None

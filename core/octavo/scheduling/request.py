@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from octavo.cache.prefix import extend
 from octavo.params import SamplingParams
+
+
+class Constraint(Protocol):
+    """Holds an answer to a form. Kept by the engine, which gives its rows masks before they are sampled."""
+
+    def fits(self, tokens: Sequence[int]) -> int:
+        """How many of ``tokens``, from the first on, may be drafted behind the tokens known."""
+        ...
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -33,7 +43,9 @@ class Request:
     eos_ids: frozenset[int] = frozenset()
     seed: int = 0
     bad_word_ids: list[list[int]] = field(default_factory=list)
+    constraint: Constraint | None = None
     speculates: bool = True  # whether tokens may be drafted, where the engine has a proposer
+    pooling: str = ""  # "last" or "mean": hidden states are pooled; the result stands for its one output token
 
     output_ids: list[int] = field(default_factory=list, init=False)
     known: int = field(default=0, init=False)  # prompt + output + pending tokens

@@ -22,6 +22,7 @@ a prompt, a part of a prompt, or a recomputation: all the same here.
    as computed: `update` adds those that turned out right to both, and takes back the blocks of the others. Drafts
    get tokens before prompts do, and blocks only while everyone who runs could have one more. Where the device
    guesses, behind the step it is told to, blocks for what it guesses are got ahead, under the same condition.
+7. A request that pools goes the way of one that may say one token; its result stands for that token.
 
 Both lines, running and waiting, are in order of arrival. An answer that outgrows what the whole pool can hold
 ends with "length": that depends on sizes alone, never on who else is running.
@@ -32,6 +33,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from octavo.cache.blocks import BlockPool, EngineInvariantError
 from octavo.contracts.api import EngineStats
@@ -44,6 +46,9 @@ from octavo.scheduling.ledger import Ledger
 from octavo.scheduling.request import Request
 from octavo.scheduling.speculating import Speculating
 from octavo.scheduling.step import Progress, Scheduled, StepBuilder
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Scheduler:
@@ -111,11 +116,11 @@ class Scheduler:
         request.limit = min(length + request.max_tokens, self._max_length, capacity + 1)
         self._ledger.enter(request)
 
-    def abort(self, request_id: int) -> Request | None:
+    def abort(self, request_id: int, reason: str = "abort") -> Request | None:
         """End a request wherever it is; ``None`` if it is unknown or has ended. Tokens in flight are dropped."""
         request = self._ledger.get(request_id)
         if request is not None:
-            self._finish(request, "abort")
+            self._finish(request, reason)
         return request
 
     def schedule(self) -> Scheduled | None:
@@ -176,6 +181,8 @@ class Scheduler:
                 if request.row >= 0 and self._speculator is not None:
                     self._ledger.trim(request, plan.guess)
                     request.guessed = request.ahead  # what lies behind its blocks was guessed from nothing
+            elif request.pooling and plan.positions[index] + plan.counts[index] == request.prompt_length:
+                progress.append(self._take_pooled(request, result.pooled.get(index)))
             elif scores:
                 progress.append(Progress(request, [], None, scores))
         return progress
@@ -293,9 +300,10 @@ class Scheduler:
         request.granted = step.number
         request.drafted, request.guessed = len(drafts), 0
         sample = computed == request.known
-        step.grant(request, count, sample, drafts)
-        if request.ahead or (sample and self._guess):
-            self._look_ahead(request, self._guess if sample else 0, step)
+        samples = sample and not request.pooling
+        step.grant(request, count, samples, drafts)
+        if request.ahead or (samples and self._guess):
+            self._look_ahead(request, self._guess if samples else 0, step)
         if sample:
             request.pending += 1
             request.known += 1
@@ -371,6 +379,13 @@ class Scheduler:
         if reason:
             self._finish(request, reason)
         return Progress(request, fresh, logprobs[: len(fresh)] if logprobs else None, scores, reason, first)
+
+    def _take_pooled(self, request: Request, pooled: np.ndarray | None) -> Progress:
+        """The one result of a request whose hidden states were pooled."""
+        if pooled is None:
+            raise EngineInvariantError(f"Request {request.id} was to be pooled, but nothing came back.")
+        self._finish(request, "stop")
+        return Progress(request, [], finish_reason="stop", first=True, pooled=pooled)
 
     def _finish(self, request: Request, reason: str) -> None:
         self._ledger.finish(request, reason)

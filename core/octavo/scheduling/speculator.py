@@ -61,8 +61,9 @@ class Speculator:
             self._switch_off(f"{type(error).__name__}: {error}", error)
             return
         for (request, _), tokens in zip(wanted, drafts, strict=True):
-            request.drafts = tokens
-            if tokens:
+            fitting = len(tokens) if request.constraint is None else request.constraint.fits(tokens)
+            request.drafts = tokens[:fitting]
+            if request.drafts:
                 self._idle = 0
 
     def released(self, rows: Sequence[int]) -> None:

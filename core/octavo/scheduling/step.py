@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from octavo.contracts.executor import RowLogprobs, RowStart, StepPlan
 from octavo.scheduling.request import Request
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(slots=True)
@@ -25,7 +29,7 @@ class Progress(msgspec.Struct, gc=False):
     ``token_ids`` may be empty where only prompt log-probabilities came or the request failed. ``logprobs`` is
     aligned with ``token_ids``. Of ``drafted`` tokens ``accepted`` were right. ``prompt_logprobs`` continues those
     delivered before, without gap or overlap. ``first``: these are the request's first tokens. ``error`` says why
-    ``finish_reason`` is ``"error"``.
+    ``finish_reason`` is ``"error"``. ``pooled`` float32 [hidden_size] is the result of a request that pools.
     """
 
     request: Request
@@ -35,6 +39,7 @@ class Progress(msgspec.Struct, gc=False):
     finish_reason: str | None = None
     first: bool = False
     error: str | None = None
+    pooled: np.ndarray | None = None
     drafted: int = 0
     accepted: int = 0
 
@@ -49,6 +54,7 @@ class StepBuilder:
         "_chunk_samples",
         "_chunks",
         "_drafts",
+        "_masked",
         "_single_samples",
         "_starts",
         "budget",
@@ -71,6 +77,7 @@ class StepBuilder:
         self._chunk_samples: list[bool] = []
         self._chunk_counts: list[int] = []
         self._chunk_positions: list[int] = []
+        self._masked = False  # whether a row that samples has a constraint
         self._drafts: dict[int, list[int]] = {}  # by index into the chunks
         self._starts: list[RowStart] = []
         self._blocks: list[tuple[int, int, list[int]]] = []
@@ -87,6 +94,7 @@ class StepBuilder:
                 stop_ids=sorted(request.stop_ids),
                 bad_word_ids=request.bad_word_ids,
                 adapter_slot=request.adapter_slot,
+                pooling=request.pooling,
             )
         )
         self._blocks.append((request.row, 0, list(request.blocks)))
@@ -99,6 +107,7 @@ class StepBuilder:
         """Compute ``count`` tokens of ``request``, which ``request.computed`` includes already, and ``drafts``."""
         tokens = count + len(drafts)
         self.budget -= tokens
+        self._masked |= sample and request.constraint is not None
         if tokens == 1:
             self.decoding += 1
             self.singles.append(request)
@@ -119,6 +128,7 @@ class StepBuilder:
         requests = self.singles + self._chunks
         if not requests:
             return None
+        samples = self._single_samples + self._chunk_samples
         plan = StepPlan(
             number=self.number,
             ends=ends,
@@ -127,10 +137,16 @@ class StepBuilder:
             rows=[request.row for request in requests],
             positions=[request.computed - 1 for request in self.singles] + self._chunk_positions,
             counts=[1] * len(self.singles) + self._chunk_counts,
-            samples=self._single_samples + self._chunk_samples,
+            samples=samples,
             adapters=adapters,
             drafts={len(self.singles) + index: drafts for index, drafts in self._drafts.items()},
             guess=guess,
             room=[len(request.blocks) * block_size for request in requests] if guess else [],
         )
+        if self._masked:
+            plan.masked = [
+                index
+                for index, (request, sample) in enumerate(zip(requests, samples, strict=True))
+                if sample and request.constraint is not None
+            ]
         return Scheduled(plan, requests)

@@ -5,11 +5,23 @@ from __future__ import annotations
 import asyncio
 from codecs import getincrementaldecoder
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from octavo.contracts.api import Arrival, Delta, EngineStats, Health, PromptInfo, ServedModel, TokenLogprob
-from octavo.errors import RequestError
+import numpy as np
+
+from octavo.contracts.api import (
+    Arrival,
+    Delta,
+    Embedding,
+    EngineStats,
+    Health,
+    PromptInfo,
+    ServedModel,
+    TokenLogprob,
+)
+from octavo.contracts.lora import ServedAdapter
+from octavo.errors import NotFoundError, RequestError
 from octavo.params import SamplingParams
 
 BOS: Final = 256
@@ -58,6 +70,7 @@ class ScriptedClient:
     figures: EngineStats = field(default_factory=lambda: EngineStats(total_blocks=100))
     calls: list[Call] = field(default_factory=list)
     aborted: list[str | None] = field(default_factory=list)
+    resets: int = 0
 
     async def generate(
         self,
@@ -72,11 +85,7 @@ class ScriptedClient:
         add_special_tokens: bool = True,
     ) -> AsyncIterator[Delta]:
         """The scripted answers, interleaved."""
-        ids = (
-            await self.encode(prompt, add_special_tokens=add_special_tokens)
-            if isinstance(prompt, str)
-            else [*prompt]
-        )
+        ids = await self._ids(prompt, add_special_tokens)
         self._check(ids, params)
         self.calls.append(Call(ids, params, request_id, adapter, priority, cache_salt, arrival))
         answers = [self._deltas(index, ids, params) for index in range(params.n)]
@@ -98,6 +107,31 @@ class ScriptedClient:
             if not finished:
                 self.aborted.append(request_id)
 
+    async def embed(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        pooling: str | None = None,
+        dimensions: int | None = None,
+        normalize: bool = True,
+        request_id: str | None = None,
+        adapter: str | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        arrival: Arrival | None = None,
+        add_special_tokens: bool = True,
+    ) -> Embedding:
+        """The prompt's length, first and last token, and 1, scaled as asked for."""
+        ids = await self._ids(prompt, add_special_tokens)
+        params = SamplingParams(max_tokens=1)
+        self._check(ids, params)
+        if dimensions is not None and not 1 <= dimensions <= 4:
+            raise RequestError("dimensions must be between 1 and 4.", param="dimensions")
+        self.calls.append(Call(ids, params, request_id, adapter, priority, cache_salt, arrival))
+        await asyncio.sleep(self.delay)
+        values = np.array([len(ids), ids[0], ids[-1], 1], np.float32)[:dimensions]
+        return Embedding(values / np.linalg.norm(values) if normalize else values, len(ids))
+
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """BOS and the UTF-8 bytes."""
         return [*([BOS] if add_special_tokens else []), *text.encode()]
@@ -108,6 +142,10 @@ class ScriptedClient:
             if not 0 <= token < VOCAB_SIZE:
                 raise RequestError(f"token id {token} is out of range.", param="prompt")
         return text_of(list(token_ids), skip_special_tokens)
+
+    async def token_texts(self, token_ids: Sequence[int]) -> list[str]:
+        """One by one."""
+        return [await self.decode([token]) for token in token_ids]
 
     async def render_chat(
         self,
@@ -137,7 +175,32 @@ class ScriptedClient:
         return self.state
 
     async def reset_prefix_cache(self) -> None:
-        """Nothing to forget."""
+        """Only counted."""
+        self.resets += 1
+
+    async def load_adapter(self, name: str, path: str, *, pinned: bool = False) -> ServedAdapter:
+        """Whatever the path is."""
+        self.adapters = (*self.adapters, name)
+        return ServedAdapter(name=name, path=path, digest="d", rank=8, nbytes=1, pinned=pinned)
+
+    async def unload_adapter(self, name: str) -> None:
+        """Raises NotFoundError for a name that is not served."""
+        if name not in self.adapters:
+            raise NotFoundError(f"there is no adapter {name!r} here.", param="name")
+        self.adapters = tuple(one for one in self.adapters if one != name)
+
+    def drain(self, reason: str = "draining") -> None:
+        """Changes ``state``."""
+        self.state = replace(self.state, ready=False, reason=reason)
+
+    def resume(self) -> None:
+        """Changes ``state``."""
+        self.state = replace(self.state, ready=True, reason="")
+
+    async def _ids(self, prompt: str | Sequence[int], add_special_tokens: bool) -> list[int]:
+        if isinstance(prompt, str):
+            return await self.encode(prompt, add_special_tokens=add_special_tokens)
+        return [*prompt]
 
     def _check(self, ids: list[int], params: SamplingParams) -> None:
         params.check_vocabulary(VOCAB_SIZE)
@@ -187,7 +250,7 @@ class ScriptedClient:
     def _prompt_info(self, ids: list[int], params: SamplingParams) -> PromptInfo:
         top = params.prompt_logprobs
         logprobs = None if top is None else [None, *(_logprob(token, top) for token in ids[1:])]
-        return PromptInfo(ids, 16 * (len(ids) // 16), logprobs)
+        return PromptInfo(ids, 16 * (len(ids) // 16), logprobs, queue_time=0.001)
 
 
 def text_of(ids: list[int], skip_special_tokens: bool) -> str:

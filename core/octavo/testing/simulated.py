@@ -8,7 +8,7 @@ on nothing else, so that the right answer is known without running anything: :fu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Final
@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from octavo.cache.blocks import EngineInvariantError
-from octavo.contracts.executor import GUESSED, RowLogprobs, RowStart, StepPlan, StepResult
+from octavo.contracts.executor import GUESSED, Masks, RowLogprobs, RowStart, StepPlan, StepResult
 from octavo.params import SamplingParams
 
 VOCABULARY: Final = 64
@@ -33,13 +33,15 @@ def expected_answer(
     seed: int = 0,
     adapter: int = 0,
     vocab_size: int = VOCABULARY,
+    allowed: Callable[[list[int]], np.ndarray] | None = None,
 ) -> list[int]:
-    """The tokens that :class:`SimulatedExecutor` gives a request, whatever else is running."""
+    """The tokens that :class:`SimulatedExecutor` gives a request, whatever else is running. ``allowed``: bool
+    [vocab_size], what a grammar lets follow an answer's tokens."""
     start = RowStart(0, list(prompt), len(prompt), params, seed, sorted(stop_ids), [])
     row = _Row(start, adapter)
     answer: list[int] = []
     while len(answer) < max_tokens:
-        token = row.next_token(vocab_size)
+        token = row.next_token(vocab_size, None if allowed is None else allowed(answer))
         answer.append(token)
         row.append(token)
         if token in start.stop_ids and len(answer) >= params.min_tokens:
@@ -49,12 +51,21 @@ def expected_answer(
 
 @dataclass(slots=True)
 class SimulatedStep:
-    """A launched step. Its result is fixed at launch, as on a device that runs steps in order."""
+    """A launched step. Its result is fixed when it is sampled: at launch, unless it has to wait for masks."""
 
-    _result: StepResult
+    _sampling: Callable[[Masks | None], StepResult]
+    _masked: bool
+    _result: StepResult | None = None
+
+    def sample(self, masks: Masks | None) -> None:
+        """See :class:`octavo.contracts.executor.PendingStep`."""
+        _require(self._masked and self._result is None, "A step is sampled that does not wait for masks.")
+        self._result = self._sampling(masks)
 
     def result(self) -> StepResult:
         """What the step produced."""
+        if self._result is None:
+            raise EngineInvariantError("A step is read before it was sampled.")
         return self._result
 
 
@@ -95,6 +106,7 @@ class SimulatedExecutor:
         self._adapters: dict[int, int] = {}  # key by slot
         self._cache: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
         self._last_step = 0
+        self._held: SimulatedStep | None = None  # the last step, if it waits for masks
 
     @property
     def active_rows(self) -> frozenset[int]:
@@ -103,6 +115,8 @@ class SimulatedExecutor:
 
     def launch(self, plan: StepPlan) -> SimulatedStep:
         """Check the plan, run it, and keep its result."""
+        held = self._held
+        _require(held is None or held._result is not None, "A step is launched before the last was sampled.")
         _require(plan.number > self._last_step, f"Step {plan.number} comes after step {self._last_step}.")
         self._last_step = plan.number
         self._apply_changes(plan)
@@ -120,10 +134,18 @@ class SimulatedExecutor:
         for (row, position, count, _), known in zip(work, digests, strict=True):
             if prompts:
                 self._see(row, position, count, known)
-        result = self._sample(plan)
+        step = SimulatedStep(lambda masks: self._finish(plan, masks), bool(plan.masked))
+        if plan.masked:
+            self._held = step
+        else:
+            step._result = self._finish(plan, None)
+        return step
+
+    def _finish(self, plan: StepPlan, masks: Masks | None) -> StepResult:
+        result = self._sample(plan, masks)
         if plan.guess:
             self._guess(plan)
-        return SimulatedStep(result)
+        return result
 
     def stop(self) -> None:
         """Forget everything."""
@@ -169,9 +191,8 @@ class SimulatedExecutor:
             known = len(self._rows[row].tokens) + len(draft)
             _require(not draft or end == known, f"Row {row} has a draft, but is not complete.")
             _require(end <= known, f"Row {row} computes up to position {end}, but only {known} tokens are known.")
-            _require(
-                plan.samples[index] == (end == known), f"Row {row} must sample if, and only if, it is complete."
-            )
+            complete = end == known and not self._rows[row].start.pooling
+            _require(plan.samples[index] == complete, f"Row {row} must sample if, and only if, it is complete.")
 
     def _with_guesses(self, plan: StepPlan) -> StepPlan:
         """The plan with the tokens of guesses in place of their marks; and what it tells of missed tokens."""
@@ -221,6 +242,7 @@ class SimulatedExecutor:
         state = self._rows[row]
         if state.computed < 0:  # the first chunk: what lies before it is taken from the prefix cache
             _require(position % self._block_size == 0, f"Row {row} starts at {position}, inside a block.")
+            _require(not position or state.start.pooling != "mean", f"Row {row} misses the beginning of its mean.")
         else:
             _require(
                 position == state.computed, f"Row {row} has computed {state.computed}, not {position}, tokens."
@@ -245,7 +267,8 @@ class SimulatedExecutor:
                     f"Row {row} reads block {block} (index {index}), which holds other tokens."
                 )
 
-    def _sample(self, plan: StepPlan) -> StepResult:
+    def _sample(self, plan: StepPlan, masks: Masks | None) -> StepResult:
+        allowed = self._allowed(plan, masks)
         tokens = np.full(len(plan.rows), -1, dtype=np.int64)
         result = StepResult(plan.number, tokens, {}, {}, {})
         for index, row in enumerate(plan.rows):
@@ -258,8 +281,10 @@ class SimulatedExecutor:
                 scores = [state.score(place, state.tokens[place + 1]) for place in range(start, last)]
                 if scores:
                     result.prompt_logprobs[index] = scores
+            if state.start.pooling and end == state.start.prompt_length:
+                result.pooled[index] = state.pooled()
             if plan.samples[index]:
-                fresh = self._new_tokens(state, plan.drafts.get(index, []))
+                fresh = self._new_tokens(state, plan.drafts.get(index, []), allowed.get(index))
                 if state.start.params.logprobs is not None:
                     known = len(state.tokens) - len(fresh)
                     result.logprobs[index] = [state.score(known - 1 + i, token) for i, token in enumerate(fresh)]
@@ -268,16 +293,31 @@ class SimulatedExecutor:
                 tokens[index] = -1 if index in result.failed else fresh[-1]
         return result
 
-    def _new_tokens(self, state: _Row, draft: list[int]) -> list[int]:
+    def _allowed(self, plan: StepPlan, masks: Masks | None) -> dict[int, np.ndarray]:
+        """By index: for each position of a masked row, bool [vocabulary]."""
+        if masks is None:
+            return {}
+        _require(set(masks.rows) <= set(plan.masked), "Rows are masked that the plan does not name.")
+        _require(masks.rows == sorted(set(masks.rows)), "The masked rows are not in order.")
+        counts = [1 + len(plan.drafts.get(index, [])) for index in masks.rows]
+        _require(len(masks.bits) == sum(counts), f"There are {len(masks.bits)} masks, not {sum(counts)}.")
+        flags = np.unpackbits(masks.bits.view(np.uint8), axis=1, bitorder="little").astype(bool)
+        _require(flags.shape[1] >= self._vocab_size, "The masks do not cover the vocabulary.")
+        ends = np.cumsum(counts).tolist()
+        return {
+            index: flags[end - count : end, : self._vocab_size]
+            for index, count, end in zip(masks.rows, counts, ends, strict=True)
+        }
+
+    def _new_tokens(self, state: _Row, draft: list[int], allowed: np.ndarray | None) -> list[int]:
         """Tokens while they are those of the draft, and the first that is not. What the draft had wrong is undone:
         the row has computed nothing of it, and its blocks are gone."""
-        fresh = [state.next_token(self._vocab_size)]
-        state.append(fresh[0])
-        for guess in draft:
+        fresh: list[int] = []
+        for place, guess in enumerate([*draft, None]):
+            fresh.append(state.next_token(self._vocab_size, None if allowed is None else allowed[place]))
+            state.append(fresh[-1])
             if guess != fresh[-1]:
                 break
-            fresh.append(state.next_token(self._vocab_size))
-            state.append(fresh[-1])
         state.computed = len(state.tokens) - 1
         if not state.guessed_for:
             del state.table[-(-state.computed // self._block_size) :]
@@ -310,12 +350,20 @@ class _Row:
         """Digests of the known tokens and of ``draft`` behind them."""
         return _digests_of(self.digests, draft)
 
-    def next_token(self, vocab_size: int) -> int:
+    def next_token(self, vocab_size: int, allowed: np.ndarray | None = None) -> int:
         token = hash((self.digests[-1], self.start.seed)) % vocab_size
-        barred = len(self.tokens) - self.start.prompt_length < self.start.params.min_tokens
-        while barred and token in self.start.stop_ids:
+        short = len(self.tokens) - self.start.prompt_length < self.start.params.min_tokens
+        for _ in range(vocab_size):
+            barred = (short and token in self.start.stop_ids) or (allowed is not None and not allowed[token])
+            if not barred:
+                break
             token = (token + 1) % vocab_size
         return token
+
+    def pooled(self) -> np.ndarray:
+        """Made-up hidden states, float32 [4], of all tokens."""
+        numbers = [hash((self.digests[-1], self.start.pooling == "mean", place)) % 1000 for place in range(4)]
+        return np.array(numbers, np.float32) + 1
 
     def score(self, place: int, token: int) -> RowLogprobs:
         """Made-up log-probability of ``token`` after position ``place``."""

@@ -135,7 +135,8 @@ def tiny_llama_weights(config: Mapping[str, Any], seed: int = 0) -> dict[str, to
 
 
 def tiny_tokenizer(folder: str | Path, *, vocab: int = 320) -> Path:
-    """Write a byte-level BPE tokenizer of exactly ``vocab`` tokens (as far as two-letter merges reach)."""
+    """Write a byte-level BPE tokenizer of exactly ``vocab`` tokens (as far as three-letter merges reach:
+    240,000)."""
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     letters = {byte: char for char, byte in byte_alphabet().items()}
@@ -180,11 +181,14 @@ def tiny_tokenizer(folder: str | Path, *, vocab: int = 320) -> Path:
 
 
 def _merges(space: str) -> Any:
-    """Pairs of characters: frequent English ones, then words' beginnings, then all letters."""
+    """Pairs of characters: frequent English ones, then words' beginnings, then all letters; then threes of
+    these."""
     common = [(pair[0], pair[1]) for pair in _COMMON.split()]
     starts = [(space, letter) for letter in string.ascii_lowercase]
-    every = itertools.product(string.ascii_letters + string.digits, string.ascii_letters + string.digits)
-    return iter(dict.fromkeys(itertools.chain(common, starts, every)))
+    letters = string.ascii_letters + string.digits
+    pairs, threes = itertools.product(letters, letters), itertools.product(letters, letters, letters)
+    longer = ((first + second, third) for first, second, third in threes)
+    return iter(dict.fromkeys(itertools.chain(common, starts, pairs, longer)))
 
 
 def _write_weights(folder: Path, weights: Mapping[str, torch.Tensor], shards: int) -> None:

@@ -12,6 +12,7 @@ from octavo.params import SamplingParams
 from octavo_api.options import OpenAIOptions
 from octavo_api.schemas_chat import ChatBody
 from octavo_api.schemas_completions import CompletionBody
+from octavo_api.schemas_structured import wanted_form
 
 _FROM_CHECKPOINT: Final = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -51,6 +52,7 @@ def completion_params(body: CompletionBody, defaults: Mapping[str, Any], options
 def _common(body: ChatBody | CompletionBody, defaults: Mapping[str, Any], options: OpenAIOptions) -> dict[str, Any]:
     values = {name: defaults[name] for name in _FROM_CHECKPOINT if defaults.get(name) is not None}
     values.update(body.sampling())
+    values["structured_outputs"] = wanted_form(body)
     _check_count("n", values.get("n", 1), options.max_n)
     if body.prompt_logprobs is not None:
         _within("prompt_logprobs", body.prompt_logprobs, options.max_logprobs)

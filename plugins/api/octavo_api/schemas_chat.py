@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, PlainValidator, model_validator
 
 from octavo_api.schemas import Body, GenerationBody, Int
+from octavo_api.schemas_structured import StructuredBody
 
 MAX_TEMPLATE_KWARGS: Final = 32
 MAX_KWARG_TEXT: Final = 1024
@@ -101,13 +102,15 @@ TemplateKwargs = Annotated[
 ]
 
 
-class ChatBody(GenerationBody):
+class ChatBody(StructuredBody, GenerationBody):
     """A chat completion request."""
 
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] = Field(
+        description="The conversation so far."
+    )
     max_completion_tokens: Int | None = Field(None, description="OpenAI's newer name of max_tokens.")
-    logprobs: bool | None = None
-    top_logprobs: Int | None = None
+    logprobs: bool | None = Field(None, description="Report each token's log-probability.")
+    top_logprobs: Int | None = Field(None, description="Likeliest tokens to report at each place, beside it.")
     add_generation_prompt: bool | None = Field(
         None, description="End the prompt with the start of an answer; default: unless a message is continued."
     )

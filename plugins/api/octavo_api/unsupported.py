@@ -12,6 +12,7 @@ from octavo.errors import RequestError, nearest
 from octavo_api.schemas import Body
 from octavo_api.schemas_chat import ChatBody, Message
 from octavo_api.schemas_completions import CompletionBody
+from octavo_api.schemas_structured import StructuredBody
 
 Neutral = Mapping[str, Sequence[Any]]
 
@@ -19,26 +20,49 @@ _COMMON: Final[Neutral] = {
     "best_of": (1,),
     "use_beam_search": (False,),
     "length_penalty": (1, 1.0),
-    "truncate_prompt_tokens": (),
     "spaces_between_special_tokens": (True,),
     "return_tokens_as_token_ids": (False,),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
+    "guided_decoding_backend": (),
+    "guided_whitespace_pattern": (),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "metadata": ({},),
 }
+_OTHER_SERVERS: Final[Neutral] = {  # of vLLM and SGLang
+    "truncation_side": ("left",),
+    "logprob_token_ids": (),
+    "thinking_token_budget": (-1,),
+    "repetition_detection": (),
+    "watermarking": (),
+    "session_id": (),
+    "return_prompt_text": (False,),
+    "return_token_offsets": (False,),
+    "return_weight_versions": (False,),
+    "kv_transfer_params": (),
+    "ec_transfer_params": (),
+    "vllm_xargs": (),
+    "stream_interval": (1,),
+    "media_io_kwargs": (),
+    "mm_processor_kwargs": (),
+    "data_parallel_rank": (),
+    "stop_regex": (),
+    "no_stop_trim": (False,),
+    "lora_path": (),
+    "custom_logit_processor": (),
+    "custom_params": (),
+    "rid": (),
+    "return_hidden_states": (False,),
+    "session_params": (),
+    "input_ids": (),
+}
 _CHAT: Final[Neutral] = {
     **_COMMON,
+    **_OTHER_SERVERS,
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
@@ -49,11 +73,10 @@ _CHAT: Final[Neutral] = {
     "documents": ([],),
     "echo": (False,),
     "add_special_tokens": (False,),
-    "mm_processor_kwargs": (),
 }
 _COMPLETION: Final[Neutral] = {
     **_COMMON,
-    "response_format": ({"type": "text"},),
+    **_OTHER_SERVERS,
     "suffix": ("",),
     "prompt_embeds": (),
 }
@@ -65,6 +88,7 @@ _MESSAGE: Final[Neutral] = {
     "reasoning": ("",),
     "reasoning_content": ("",),
 }
+_STRUCTURED: Final[Neutral] = {"structural_tag": (), "disable_additional_properties": (False,)}
 _STREAM_OPTIONS: Final[Neutral] = {"include_obfuscation": (False,)}
 _TOOL_CALL: Final[Neutral] = {"index": range(1024)}
 
@@ -72,14 +96,16 @@ _TOOL_CALL: Final[Neutral] = {"index": range(1024)}
 def check_chat(body: ChatBody, *, ignore_unknown: bool) -> None:
     """Raise :class:`RequestError` for the first field of a chat request that can't be honoured."""
     check_extras(body, _CHAT, "", ignore_unknown=ignore_unknown)
+    _check_structured(body, ignore_unknown)
     for index, message in enumerate(body.messages):
-        _check_message(message, f"messages[{index}].", ignore_unknown)
+        check_message(message, f"messages[{index}].", ignore_unknown)
     _check_stream_options(body, ignore_unknown)
 
 
 def check_completion(body: CompletionBody, *, ignore_unknown: bool) -> None:
     """Likewise for a completion request."""
     check_extras(body, _COMPLETION, "", ignore_unknown=ignore_unknown)
+    _check_structured(body, ignore_unknown)
     _check_stream_options(body, ignore_unknown)
 
 
@@ -102,7 +128,19 @@ def check_extras(body: Body, known: Neutral, where: str, *, ignore_unknown: bool
             )
 
 
-def _check_message(message: Message, where: str, ignore_unknown: bool) -> None:
+def _check_structured(body: StructuredBody, ignore_unknown: bool) -> None:
+    """Nothing of a form may be left out in silence, or the answer would be freer than was asked for."""
+    wanted = body.response_format
+    if wanted is not None:
+        check_extras(wanted, {}, "response_format.", ignore_unknown=ignore_unknown)
+        if wanted.json_schema is not None:
+            check_extras(wanted.json_schema, {}, "response_format.json_schema.", ignore_unknown=ignore_unknown)
+    if body.structured_outputs is not None:
+        check_extras(body.structured_outputs, _STRUCTURED, "structured_outputs.", ignore_unknown=False)
+
+
+def check_message(message: Message, where: str, ignore_unknown: bool) -> None:
+    """Likewise for one message, which stands at ``where``."""
     if message.model_extra:
         check_extras(message, _MESSAGE, where, ignore_unknown=ignore_unknown)
     for index, call in enumerate(message.tool_calls or ()):

@@ -9,7 +9,7 @@ import triton
 
 from octavo.contracts.attention import AttentionSpec, StepBatch
 from octavo.records import Context
-from octavo_attention.launch import Scratch, decode, decode_config, prefill, prefill_config, write
+from octavo_attention.launch import Scratch, decode, decode_config, prefill, prefill_config, split, write
 from octavo_attention.options import TritonOptions
 from octavo_attention.plan import MAX_QUERIES, AttentionPlan, make_plan
 
@@ -23,18 +23,29 @@ class TritonAttention:
     """Implements :class:`octavo.contracts.attention.AttentionBackend`.
 
     ``processors`` is the number of multiprocessors that work is spread over; ``hopper`` says whether the Hopper
-    prefill kernel may be used. A step whose rows all decode depends on nothing that the host knows but the number
-    of rows, so it may be captured in a CUDA graph, after one run outside of it.
+    prefill kernel may be used, ``early`` whether kernels may start before those ahead have ended. A step whose rows
+    all decode depends on nothing that the host knows but the number of rows, so it may be captured in a CUDA graph,
+    after one run outside of it.
     """
 
     block_axis = 0
 
-    def __init__(self, *, block_size: int, group: int, device: torch.device, processors: int, hopper: bool) -> None:
+    def __init__(
+        self,
+        *,
+        block_size: int,
+        group: int,
+        device: torch.device,
+        processors: int,
+        hopper: bool,
+        early: bool = False,
+    ) -> None:
         self._block_size = block_size
         self.graph_queries = self._max_queries = min(MAX_QUERIES, MAX_DECODE_TILE // group)
         self._processors = processors
         self._scratch = Scratch(device)
         self._hopper = _hopper_prefill(processors) if hopper else None
+        self._early = early
 
     def kv_shape(self, spec: AttentionSpec, num_blocks: int) -> tuple[int, ...]:
         """[blocks, kv_heads, keys and values, block_size, head_dim]."""
@@ -57,12 +68,16 @@ class TritonAttention:
         query, key, value = _packed(query), _packed(key), _packed(value)
         prefills = plan.decode_rows < plan.batch.num_rows
         hopper = self._hopper if cache.dtype == query.dtype else None
-        write(key, value, cache, plan.batch.slots, plan.decode_tokens, clean=prefills and hopper is not None)
         out = torch.empty(query.shape[0], spec.num_heads * spec.head_dim, dtype=query.dtype, device=query.device)
         dim = triton.next_power_of_2(spec.head_dim)
+        config = decode_config(dim, cache.element_size(), self._processors, plan.decode_rows)
         if plan.decode_rows:
-            config = decode_config(dim, cache.element_size(), self._processors, plan.decode_rows)
-            decode(plan, spec, query, cache, out, config, self._scratch)
+            split(plan, spec, config)  # before the write, which is to be the decode kernel's direct forerunner
+        clean = prefills and hopper is not None
+        scales = (spec.key_scale, spec.value_scale)
+        write(key, value, cache, plan.batch.slots, plan.decode_tokens, clean, scales, self._early)
+        if plan.decode_rows:
+            decode(plan, spec, query, cache, out, config, self._scratch, self._early)
         if prefills and hopper is not None:
             hopper.prefill(plan, spec, query, cache, out)
         elif prefills:
@@ -92,4 +107,5 @@ def build(ctx: Context, options: TritonOptions) -> TritonAttention:
         device=device,
         processors=torch.cuda.get_device_properties(device).multi_processor_count if on_gpu else ctx.device.cores,
         hopper=hopper and options.prefill != "portable",
+        early=ctx.device.capability is not None and ctx.device.capability >= (9, 0),
     )

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 import triton
 
+from octavo.ahead import launch
 from octavo.contracts.attention import AttentionSpec
-from octavo_attention.kernels.decode import decode_kernel
+from octavo_attention.kernels.decode import decode_kernel, split_kernel
 from octavo_attention.kernels.kv_write import kv_write_kernel
 from octavo_attention.kernels.prefill import prefill_kernel
 from octavo_attention.plan import AttentionPlan
 
 LOG2E = 1.4426950408889634
-_FEW_ROWS = 4
+_SEARCHED = 4096  # ends of rows that one program of the split looks at
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +43,15 @@ class PrefillConfig:
 def decode_config(dim: int, itemsize: int, processors: int, rows: int) -> DecodeConfig:
     """Found by ``benchmarks/gpu/attention_bench.py --sweep`` on an H200.
 
-    Three programs a processor with small tiles keep the memory busy. A few rows are bound by latency instead:
-    larger tiles, and fewer partial results to merge.
+    Two programs a processor with two tiles on their way keep the memory busy. Fewer rows are bound by latency
+    instead: larger tiles, and fewer partial results to merge.
     """
     block_n = max(16, min(64, 16384 // (dim * itemsize)))
-    if rows <= _FEW_ROWS:
-        return DecodeConfig(2 * block_n, programs=processors, stages=5)
-    return DecodeConfig(block_n, programs=3 * processors, stages=3)
+    if rows <= 2:
+        return DecodeConfig(block_n, programs=processors, stages=3)
+    if rows <= 64:
+        return DecodeConfig(2 * block_n, programs=processors if rows <= 16 else 2 * processors, stages=3)
+    return DecodeConfig(block_n, programs=2 * processors, stages=5)
 
 
 def prefill_config(dim: int, itemsize: int) -> PrefillConfig:
@@ -95,14 +98,25 @@ def layer_constants(spec: AttentionSpec, cache: torch.Tensor) -> dict[str, Any]:
 
 
 def write(
-    key: torch.Tensor, value: torch.Tensor, cache: torch.Tensor, slots: torch.Tensor, decodes: int, clean: bool
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cache: torch.Tensor,
+    slots: torch.Tensor,
+    decodes: int,
+    clean: bool,
+    scales: tuple[float, float] = (1.0, 1.0),
+    early: bool = False,
 ) -> None:
     """Copy ``key`` and ``value`` [tokens, kv_heads, head_dim] to ``slots`` [tokens]; negative slots are skipped.
 
-    ``clean`` also zeroes the unused values of the last block of each row that starts at token ``decodes`` or later.
+    An 8-bit cache takes them divided by ``scales``. ``clean`` also zeroes the unused values of the last block of
+    each row that starts at token ``decodes`` or later. ``early``: launch before the kernel ahead has ended, and
+    wait inside (from Hopper on).
     """
     _, kv_heads, _, block_size, head_dim = cache.shape
-    kv_write_kernel[(key.shape[0],)](
+    launch(
+        kv_write_kernel,
+        (key.shape[0],),
         key,
         value,
         cache,
@@ -113,14 +127,52 @@ def write(
         key.stride(1),
         value.stride(0),
         value.stride(1),
+        *scales,
         KV_HEADS=kv_heads,
         HEAD_DIM=head_dim,
         BLOCK_SIZE=block_size,
         HEADS=triton.next_power_of_2(kv_heads),
         DIM=triton.next_power_of_2(head_dim),
         CLEAN=clean,
+        SCALED=cache.element_size() == 1,
+        PDL=early,
         num_warps=4,
+        **launch_options(early),
     )
+
+
+def launch_options(early: bool) -> dict[str, Any]:
+    """Compiler options of an early launch ("programmatic dependent launch" in CUDA); the interpreter has none."""
+    return {"launch_pdl": True} if early else {}
+
+
+def split(plan: AttentionPlan, spec: AttentionSpec, config: DecodeConfig) -> torch.Tensor:
+    """Where each program of the decode kernel begins: made for the first of the layers that are alike."""
+    key = (spec.num_kv_heads, spec.sliding_window or 0, config.block_n, config.programs)
+    if key not in plan.runs:
+        # The number of rows is compiled in coarse steps only: each step costs a compilation.
+        rows = 64
+        while rows < plan.decode_rows:
+            rows *= 4
+        part = max(1, _SEARCHED // rows)
+        runs = torch.empty((config.programs + 1, 4), dtype=torch.int32, device=plan.batch.seq_lens.device)
+        launch(
+            split_kernel,
+            (triton.cdiv(config.programs, part),),
+            plan.batch.seq_lens,
+            runs,
+            plan.decode_rows,
+            config.programs,
+            KV_HEADS=spec.num_kv_heads,
+            QUERIES=plan.queries,
+            WINDOW=spec.sliding_window or 0,
+            ROWS=rows,
+            BLOCK_N=config.block_n,
+            PART=part,
+            num_warps=4,
+        )
+        plan.runs[key] = runs
+    return plan.runs[key]
 
 
 def decode(
@@ -131,6 +183,7 @@ def decode(
     out: torch.Tensor,
     config: DecodeConfig,
     scratch: Scratch,
+    early: bool = False,
 ) -> None:
     """Attend for the plan's decode rows. The grid depends on nothing but the device."""
     batch = plan.batch
@@ -138,36 +191,37 @@ def decode(
     used = triton.next_power_of_2(plan.queries * (spec.num_heads // spec.num_kv_heads))
     slots = 2 * config.programs * used
     partial = scratch.partial(slots * (dim + 2))
-    # The number of rows is compiled in coarse steps only: each step costs a compilation.
-    rows = 64
-    while rows < plan.decode_rows:
-        rows *= 4
-    decode_kernel[(config.programs,)](
+    launch(
+        decode_kernel,
+        (config.programs,),
         query,
         cache,
         batch.block_tables,
         batch.seq_lens,
+        split(plan, spec, config),
         out,
         partial,
         partial[slots * dim :],
         scratch.counter(plan.decode_rows * spec.num_kv_heads),
         plan.decode_rows,
-        spec.scale * LOG2E,
+        spec.scale * spec.key_scale * LOG2E,
         spec.soft_cap or 1.0,
+        spec.value_scale,
         query.stride(0),
         query.stride(1),
         batch.block_tables.stride(0),
         **layer_constants(spec, cache),
         QUERIES=plan.queries,
-        ROWS=rows,
         BLOCK_M=max(16, used),
         BLOCK_N=config.block_n,
         DIM=dim,
         USED=used,
         PRECISION="ieee",
+        PDL=early,
         num_warps=config.warps,
         num_stages=config.stages,
         maxnreg=config.registers,
+        **launch_options(early),
     )
 
 
@@ -182,7 +236,9 @@ def prefill(
     """Attend for the plan's other rows, on any GPU."""
     batch = plan.batch
     work = plan.work_list(config.block_m // (spec.num_heads // spec.num_kv_heads))
-    prefill_kernel[(spec.num_kv_heads, work.count)](
+    launch(
+        prefill_kernel,
+        (spec.num_kv_heads, work.count),
         query,
         cache,
         batch.block_tables,
@@ -190,8 +246,9 @@ def prefill(
         batch.query_starts,
         work.pairs,
         out,
-        spec.scale * LOG2E,
+        spec.scale * spec.key_scale * LOG2E,
         spec.soft_cap or 1.0,
+        spec.value_scale,
         query.stride(0),
         query.stride(1),
         batch.block_tables.stride(0),

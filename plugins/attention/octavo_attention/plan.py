@@ -25,13 +25,15 @@ class WorkList:
 class AttentionPlan:
     """Rows ``[0, decode_rows)`` bring ``queries`` tokens each; the rest, if any, is prefill.
 
-    Work lists are made when the first layer asks (their tile depends on the layer's heads) and kept for the others.
+    Work lists and runs are made when the first layer asks (they depend on its heads and window) and kept for the
+    others.
     """
 
     batch: StepBatch
     decode_rows: int
     queries: int
     work: dict[int, WorkList] = field(default_factory=dict)
+    runs: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
 
     @property
     def decode_tokens(self) -> int:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 OCTAVO_API = (1, 0)
 HEAD_SIZES = (64, 80, 96, 128, 192, 256)
 DTYPES = ("bfloat16", "float16", "float32")
+EIGHT_BITS = "fp8_e4m3"
 MAX_GROUP = 32
 
 
@@ -30,8 +31,12 @@ def supports(ctx: Context) -> str | None:
         return f"it has no kernel for head size {ctx.model.head_dim}, only for {', '.join(map(str, HEAD_SIZES))}"
     if ctx.dtype not in DTYPES:
         return f"it computes in {', '.join(DTYPES)}, not in {ctx.dtype}"
-    if ctx.kv_dtype != ctx.dtype:
-        return f"its KV cache has the model's type ({ctx.dtype}), not {ctx.kv_dtype}; set cache.dtype to auto"
+    if ctx.kv_dtype not in (ctx.dtype, EIGHT_BITS):
+        return (
+            f"its KV cache has the model's type ({ctx.dtype}) or {EIGHT_BITS}, not {ctx.kv_dtype}; set cache.dtype"
+        )
+    if ctx.kv_dtype == EIGHT_BITS and ctx.device.capability < (8, 9):
+        return f"it reads an {EIGHT_BITS} cache on GPUs from Ada and Hopper on; set cache.dtype to {ctx.dtype}"
     if rest or group > MAX_GROUP:
         ratio = f"{ctx.model.num_heads} query heads for {ctx.model.num_kv_heads} key heads"
         return f"it needs 1 to {MAX_GROUP} query heads for each key head, without a rest; this model has {ratio}"
@@ -55,4 +60,5 @@ def octavo_attention_backends() -> Iterable[AttentionRecord]:
         rank=100,
         supports=supports,
         graph_safe=True,
+        compiles_ahead=True,
     )

@@ -88,8 +88,10 @@ def timed(
     jobs: Sequence[Job],
     temperature: float = 0.0,
     around: contextlib.AbstractContextManager[None] | None = None,
+    adapters: Sequence[str] = (),
 ) -> Timing:
-    """Answer all jobs in one call; the clock runs over that call only, on an empty prefix cache.
+    """Answer all jobs in one call; the clock runs over that call only, on an empty prefix cache. They use
+    ``adapters`` in turn.
 
     ``around`` is entered just before that call and left after it, the clock stopped. Raises :class:`OctavoError`
     when an answer has another length than was asked for.
@@ -99,12 +101,13 @@ def timed(
         made.setdefault(job.output, _params(job.output, temperature))
     params = [made[job.output] for job in jobs]
     prompts = [job.prompt for job in jobs]
+    names = [adapters[at % len(adapters)] for at in range(len(jobs))] if adapters else None
     engine.llm.reset_prefix_cache()
     gc.collect()
     before = engine.llm.stats()
     with around or contextlib.nullcontext():
         began = time.perf_counter()
-        outputs = engine.llm.generate(prompts, params)
+        outputs = engine.llm.generate(prompts, params, adapter=names)
         seconds = time.perf_counter() - began
     after = engine.llm.stats()
     lengths = [len(output.outputs[0].token_ids) for output in outputs]

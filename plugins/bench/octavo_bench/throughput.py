@@ -7,9 +7,11 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from octavo_bench import options, records, workload
+from octavo_bench.adapters import with_adapters
 from octavo_bench.engine import Engine, Timing, running, timed
 from octavo_bench.launch import launch_sections
 from octavo_bench.options import Settled, need
@@ -24,6 +26,8 @@ DEFAULTS: Final[dict[str, Any]] = {
     "repeats": 3,
     "seed": 0,
     "warmup": 1.0,
+    "adapters": None,
+    "rank": 16,
 }
 
 
@@ -37,12 +41,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="same as --set cache.prefix_caching=…; both: one process after the other (default: as configured)",
     )
     options.add_sampling(parser)
+    parser.add_argument(
+        "--adapters",
+        type=options.positive,
+        metavar="N",
+        help="LoRA adapters of random weights on all linear layers, which the requests use in turn (default: none)",
+    )
+    parser.add_argument("--rank", type=options.positive, metavar="R", help="rank of the adapters (default: 16)")
     add_profile(parser)
 
 
 def run(args: argparse.Namespace, words: Sequence[str]) -> int:
     """Measure, print a table, and write records where asked for."""
     settled = workload.settled(args, DEFAULTS, "throughput")
+    need(settled["adapters"] is not None or args.rank is None, "--rank goes with --adapters.")
+    if settled["adapters"] is not None and not args.label:
+        label = f"{settled.label}, {settled['adapters']} adapters of rank {settled['rank']}"
+        settled = replace(settled, label=label)
     if settled["prefix_cache"] == "both":
         need(not args.profile, "--profile goes with --prefix-cache on or off, not with both.")
         return _both(words)
@@ -55,17 +70,18 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> int:
             prefix_cache=settled["prefix_cache"],
             overrides=args.overrides,
         ) as sections,
-        running(sections) as engine,
+        with_adapters(sections, settled["adapters"], settled["rank"]) as (adapted, names),
+        running(adapted) as engine,
     ):
         print(f"{settled.label}\n{engine.describe()}", flush=True)
         make = workload.jobs_maker(settled, engine.context.model.vocab_size, engine.llm.encode)
-        timings = _measure(engine, settled, make)
+        timings = _measure(engine, settled, make, names)
         _report(timings)
         if args.json:
             _record(args, words, settled, engine, timings)
         if args.profile:
             jobs = make(settled["repeats"] + 1)
-            profile(args, engine, jobs, settled["temperature"], min(each.seconds for each in timings))
+            profile(args, engine, jobs, settled["temperature"], min(each.seconds for each in timings), names)
     return 0
 
 
@@ -79,12 +95,17 @@ def _both(words: Sequence[str]) -> int:
     return 0
 
 
-def _measure(engine: Engine, settled: Settled, make: Callable[[int], list[Job]]) -> list[Timing]:
+def _measure(
+    engine: Engine, settled: Settled, make: Callable[[int], list[Job]], names: Sequence[str]
+) -> list[Timing]:
     jobs = make(0)
     first = jobs[: round(len(jobs) * settled["warmup"])]
     if first:
-        timed(engine, first, settled["temperature"])
-    return [timed(engine, make(repeat), settled["temperature"]) for repeat in range(1, settled["repeats"] + 1)]
+        timed(engine, first, settled["temperature"], adapters=names)
+    return [
+        timed(engine, make(repeat), settled["temperature"], adapters=names)
+        for repeat in range(1, settled["repeats"] + 1)
+    ]
 
 
 def _report(timings: Sequence[Timing]) -> None:

@@ -47,10 +47,16 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
 
 
 def profile(
-    args: argparse.Namespace, engine: Engine, jobs: Sequence[Job], temperature: float, lasts: float
+    args: argparse.Namespace,
+    engine: Engine,
+    jobs: Sequence[Job],
+    temperature: float,
+    lasts: float,
+    adapters: Sequence[str] = (),
 ) -> None:
     """One more run, which ``lasts`` so many seconds, with the trace that the arguments ask for."""
-    timed(engine, jobs, temperature, profiled(args.profile, args.profile_at * lasts, args.profile_seconds))
+    around = profiled(args.profile, args.profile_at * lasts, args.profile_seconds)
+    timed(engine, jobs, temperature, around, adapters)
     print(f"a trace of {args.profile_seconds:g} s is written; open it at ui.perfetto.dev")
 
 

@@ -1,143 +1,140 @@
 """Two kernels for the adapters of one linear layer: shrink the inputs, expand into the layer's output.
 
-Tokens are grouped by slot beforehand: ``order`` lists them so that those of a slot lie together, ``starts[s]`` is
-where slot ``s`` begins. A program takes one block of one slot's tokens; programs beyond the slot's last token end
-at once, so that the grid depends on the shapes alone and can be captured in a graph. Sums run in an order that
-depends on the layer's shape only: a row's result does not depend on its neighbours.
+Tokens come grouped by slot: ``order`` lists those that have an adapter so that a slot's lie together, and
+``tiles`` cuts the list into pieces of at most ``BLOCK_M`` tokens of one slot, so that a product of tensor cores
+belongs to one adapter. Tiles that a graph has room for and the step does not need say slot 0, and end at once.
+
+``facts`` holds each part's rank in each slot: what lies behind it is neither read nor, in whole blocks, multiplied.
 """
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 
 
-@triton.jit
-def _shrink_kernel(
+@triton.jit(do_not_specialize=["tokens"])
+def shrink_kernel(
     x_ptr,
     down_ptr,
+    facts_ptr,
     low_ptr,
     order_ptr,
-    starts_ptr,
+    tiles_ptr,
     tokens,
     inputs,
     span,
     x_stride,
-    PARTS: tl.constexpr,
-    RANK: tl.constexpr,
+    lows,
+    facts_stride,
+    MAX_RANK: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    EVEN: tl.constexpr,
 ):
-    slot = tl.program_id(1) + 1
-    part = tl.program_id(2) // SPLITS
-    split = tl.program_id(2) % SPLITS
-    last = tl.load(starts_ptr + slot + 1)
-    first = tl.load(starts_ptr + slot) + tl.program_id(0) * BLOCK_M
-    if first >= last:
+    """``low[split, token, part * MAX_RANK + rank]``: the sum over one stretch of ``span`` inputs.
+
+    A program takes ``BLOCK_R`` of all parts' ranks, so that parts of small rank share one reading of ``x``. With
+    ``EVEN`` the inputs are a multiple of ``BLOCK_K``.
+    """
+    tile = tiles_ptr + tl.program_id(0) * 3
+    slot = tl.load(tile)
+    if slot == 0:
         return
-    rows = first + tl.arange(0, BLOCK_M)
-    inside = rows < last
+    split = tl.program_id(1) % SPLITS
+    at = tl.program_id(1) // SPLITS * BLOCK_R + tl.arange(0, BLOCK_R)
+    rank = tl.load(facts_ptr + slot * facts_stride + at // MAX_RANK, mask=at < lows, other=0)
+    used = at % MAX_RANK < rank
+    if tl.max(used.to(tl.int32), 0) == 0:
+        return
+    rows = tl.load(tile + 1) + tl.arange(0, BLOCK_M)
+    inside = rows < tl.load(tile + 2)
     token = tl.load(order_ptr + rows, mask=inside, other=0)
-    ranks = tl.arange(0, BLOCK_R)
-    down = down_ptr + ((slot * PARTS + part).to(tl.int64) * RANK + ranks[None, :]) * inputs
-    total = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
+    columns = tl.arange(0, BLOCK_K)
+    x = x_ptr + token[:, None] * x_stride + columns[None, :]
+    down = down_ptr + (slot * lows + at)[None, :] * inputs + columns[:, None]
     stop = tl.minimum((split + 1) * span, inputs)
+    total = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
     for begin in range(split * span, stop, BLOCK_K):
-        columns = begin + tl.arange(0, BLOCK_K)
-        valid = columns < stop
-        x = tl.load(
-            x_ptr + token[:, None] * x_stride + columns[None, :], mask=inside[:, None] & valid[None, :], other=0.0
-        )
-        weight = tl.load(down + columns[:, None], mask=valid[:, None] & (ranks[None, :] < RANK), other=0.0)
-        total += tl.dot(x, weight, input_precision="ieee")
-    target = low_ptr + (((split * tokens + token) * PARTS + part) * RANK)[:, None] + ranks[None, :]
-    tl.store(target, total, mask=inside[:, None] & (ranks[None, :] < RANK))
+        if EVEN:
+            some = tl.load(x + begin, mask=inside[:, None], other=0.0)
+            weight = tl.load(down + begin, mask=used[None, :], other=0.0)
+        else:
+            valid = begin + columns < stop
+            some = tl.load(x + begin, mask=inside[:, None] & valid[None, :], other=0.0)
+            weight = tl.load(down + begin, mask=valid[:, None] & used[None, :], other=0.0)
+        total = tl.dot(some, weight, total, input_precision="ieee")
+    target = low_ptr + ((split * tokens + token) * lows)[:, None] + at[None, :]
+    tl.store(target, total, mask=inside[:, None] & used[None, :])
 
 
-@triton.jit
-def _expand_kernel(
+@triton.jit(do_not_specialize=["tokens"])
+def expand_kernel(
     low_ptr,
     up_ptr,
     bias_ptr,
+    gain_ptr,
+    facts_ptr,
     out_ptr,
     order_ptr,
-    starts_ptr,
+    tiles_ptr,
     blocks_ptr,
     tokens,
     outputs,
     out_stride,
-    PARTS: tl.constexpr,
-    RANK: tl.constexpr,
+    lows,
+    facts_stride,
+    MAX_RANK: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):
-    slot = tl.program_id(1) + 1
-    last = tl.load(starts_ptr + slot + 1)
-    first = tl.load(starts_ptr + slot) + tl.program_id(0) * BLOCK_M
-    if first >= last:
+    """``out = out * gain + low up + bias``, for one block of columns, which belongs to one part.
+
+    With ``ALIGNED`` all parts begin and end at multiples of 16.
+    """
+    tile = tiles_ptr + tl.program_id(0) * 3
+    slot = tl.load(tile)
+    if slot == 0:
         return
-    block = blocks_ptr + tl.program_id(2) * 3  # a block of columns never crosses from one part into the next
+    block = blocks_ptr + tl.program_id(1) * 3
     part = tl.load(block)
-    columns = tl.load(block + 1) + tl.arange(0, BLOCK_N)
-    valid = columns < tl.load(block + 2)
-    rows = first + tl.arange(0, BLOCK_M)
-    inside = rows < last
+    rank = tl.load(facts_ptr + slot * facts_stride + part)
+    if rank == 0:
+        return
+    start, end = tl.load(block + 1), tl.load(block + 2)
+    if ALIGNED:
+        start, end = tl.multiple_of(start, 16), tl.multiple_of(end, 16)
+    columns = start + tl.arange(0, BLOCK_N)
+    valid = columns < end
+    rows = tl.load(tile + 1) + tl.arange(0, BLOCK_M)
+    inside = rows < tl.load(tile + 2)
     token = tl.load(order_ptr + rows, mask=inside, other=0)
-    ranks = tl.arange(0, BLOCK_R)
-    low = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
-    known = inside[:, None] & (ranks[None, :] < RANK)
-    for split in tl.static_range(SPLITS):
-        source = low_ptr + (((split * tokens + token) * PARTS + part) * RANK)[:, None] + ranks[None, :]
-        low += tl.load(source, mask=known, other=0.0)
-    at = slot.to(tl.int64) * outputs + columns
-    weight = tl.load(
-        up_ptr + at[None, :] * RANK + ranks[:, None], mask=valid[None, :] & (ranks[:, None] < RANK), other=0.0
-    )
-    change = tl.dot(low.to(weight.dtype), weight, input_precision="ieee")
-    change += tl.load(bias_ptr + at, mask=valid, other=0.0).to(tl.float32)[None, :]
     target = out_ptr + token[:, None] * out_stride + columns[None, :]
     mask = inside[:, None] & valid[None, :]
     before = tl.load(target, mask=mask, other=0.0)
-    tl.store(target, (before.to(tl.float32) + change).to(before.dtype), mask=mask)
-
-
-BLOCK_N = 128
-
-
-def add_adapters(
-    x: torch.Tensor,
-    out: torch.Tensor,
-    down: torch.Tensor,
-    up: torch.Tensor,
-    bias: torch.Tensor,
-    order: torch.Tensor,
-    starts: torch.Tensor,
-    blocks: torch.Tensor,
-) -> None:
-    """Add to ``out`` [tokens, outputs] what the adapters make of ``x`` [tokens, inputs]; rows contiguous.
-
-    ``down``, ``up``, ``bias`` are those of :class:`octavo_lora.slots.SiteSlots`; ``order`` int64 [tokens] and
-    ``starts`` int64 [slots + 2] as above; ``blocks`` int32 [blocks, 3]: part, first column and end of each block of
-    columns.
-    """
-    tokens, inputs = x.shape
-    slots, parts, rank = down.shape[0] - 1, down.shape[1], down.shape[2]
-    splits = 4 if inputs >= 1024 else 1
-    span = triton.cdiv(triton.cdiv(inputs, splits), 64) * 64
-    low = torch.empty((splits, tokens, parts, rank), dtype=torch.float32, device=x.device)
-    block_m = 16 if tokens <= 128 else 64
-    block_r = max(16, triton.next_power_of_2(rank))
-    groups = triton.cdiv(tokens, block_m)
-    _shrink_kernel[(groups, slots, parts * splits)](
-        x, down, low, order, starts, tokens, inputs, span, x.stride(0),
-        PARTS=parts, RANK=rank, SPLITS=splits, BLOCK_M=block_m, BLOCK_R=block_r, BLOCK_K=64,
-    )  # fmt: skip
-    _expand_kernel[(groups, slots, blocks.shape[0])](
-        low, up, bias, out, order, starts, blocks, tokens, out.shape[1], out.stride(0),
-        PARTS=parts, RANK=rank, SPLITS=splits, BLOCK_M=block_m, BLOCK_R=block_r, BLOCK_N=BLOCK_N,
-    )  # fmt: skip
+    up = up_ptr + slot * MAX_RANK * outputs + columns
+    change = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for begin in range(0, rank, BLOCK_R):
+        ranks = begin + tl.arange(0, BLOCK_R)
+        some = ranks < rank
+        weight = tl.load(up[None, :] + ranks[:, None] * outputs, mask=valid[None, :] & some[:, None], other=0.0)
+        source = low_ptr + (token * lows + part * MAX_RANK)[:, None] + ranks[None, :]
+        known = inside[:, None] & some[None, :]
+        low = tl.load(source, mask=known, other=0.0)
+        for split in tl.static_range(1, SPLITS):
+            low += tl.load(source + split * tokens * lows, mask=known, other=0.0)
+        change = tl.dot(low.to(weight.dtype), weight, change, input_precision="ieee")
+    total = before.to(tl.float32)
+    bits = tl.load(facts_ptr + slot * facts_stride + facts_stride - 1)
+    if bits & 2:
+        total *= tl.load(gain_ptr + slot * outputs + columns, mask=valid, other=1.0)[None, :]
+    if bits & 1:
+        change += tl.load(bias_ptr + slot * outputs + columns, mask=valid, other=0.0).to(tl.float32)[None, :]
+    tl.store(target, (total + change).to(before.dtype), mask=mask)

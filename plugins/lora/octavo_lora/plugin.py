@@ -18,13 +18,13 @@ OCTAVO_API = (1, 0)
 def _build_torch(ctx: Context, options: LoraOptions) -> LoraBackend:
     from octavo_lora.torch_backend import TorchLora
 
-    return TorchLora(options.max_loaded, options.max_rank)
+    return TorchLora(options.max_loaded, options.max_rank, options.extra_bytes)
 
 
 def _build_triton(ctx: Context, options: LoraOptions) -> LoraBackend:
     from octavo_lora.triton_backend import TritonLora
 
-    return TritonLora(options.max_loaded, options.max_rank)
+    return TritonLora(options.max_loaded, options.max_rank, options.extra_bytes)
 
 
 def _supports_triton(ctx: Context) -> str | None:

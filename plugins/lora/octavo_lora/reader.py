@@ -6,9 +6,11 @@ refused at once, however large it is.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,59 +19,35 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from octavo.contracts.lora import LoraPart, LoraSite
-from octavo.errors import CheckpointError, NotFoundError, nearest
+from octavo.errors import CheckpointError, NotFoundError
+from octavo_lora.gains import equals_base, row_gains
+from octavo_lora.names import Roles, sort_names
+from octavo_lora.pieces import PeftAdapter, Piece, bytes_of
 from octavo_lora.settings import CONFIG_FILE, Settings, read_settings
 
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
-_PREFIX: Final = "base_model.model."
-_ROLES: Final = {".lora_A.weight": "A", ".lora_B.weight": "B", ".lora_B.bias": "bias"}
-_REFUSED: Final = {
-    ".lora_magnitude_vector": "a DoRA magnitude",
-    ".lora_embedding_A": "an adapter of an embedding",
-    ".lora_embedding_B": "an adapter of an embedding",
-    ".base_layer.weight": "a whole weight of the base model",
-}
 _FLOATS: Final = ("F64", "F32", "F16", "BF16")
+_THREADS: Final = 4
+_ALIGNED: Final = 64
 
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What an adapter does to one part of a site, as this rank holds it.
-
-    ``down`` [rank, local inputs], ``up`` [local outputs, rank] and ``bias`` [local outputs] are in the site's
-    dtype; the adapter's scale is in ``up`` and ``bias``.
-    """
-
-    down: Tensor
-    up: Tensor
-    bias: Tensor | None
-
-
-@dataclass(frozen=True, slots=True)
-class PeftAdapter:
-    """A :class:`octavo.contracts.lora.HostAdapter`. ``pieces`` by site and part index."""
-
-    digest: str
-    rank: int
-    nbytes: int
-    pieces: Mapping[tuple[int, int], Piece]
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    site: int
-    part: int
+Tensors = dict[str, Tensor]
+"""By role, as they stand in the file."""
 
 
 class AdapterReader:
-    """Reads adapters for the sites of one model."""
+    """Reads adapters for the sites of one model. ``most_extra`` bytes may go to what is not in linear layers."""
 
-    def __init__(self, sites: Sequence[LoraSite], max_rank: int) -> None:
-        self._sites, self._max_rank = sites, max_rank
+    def __init__(self, sites: Sequence[LoraSite], max_rank: int, most_extra: int) -> None:
+        self._sites, self._max_rank, self._most_extra = sites, max_rank, most_extra
         self._places = {
-            part.module: _Place(at, index) for at, site in enumerate(sites) for index, part in enumerate(site.parts)
+            part.module: (at, index) for at, site in enumerate(sites) for index, part in enumerate(site.parts)
         }
+        self._by_module = {module: sites[at] for module, (at, _) in self._places.items()}
+        device = sites[0].device if sites else torch.device("cpu")
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="octavo-lora")
 
+    @torch.inference_mode()
     def read(self, path: str) -> PeftAdapter:
         """See :meth:`octavo.contracts.lora.LoraBackend.read`."""
         folder = Path(path)
@@ -81,122 +59,139 @@ class AdapterReader:
             raise CheckpointError(_no_weights(folder))
         try:
             with safe_open(str(weights), framework="pt") as file:
-                names = self._sort(file, weights)
-                self._check(file, names, settings, weights)
-                return self._load(file, names, settings, weights)
+                names = sort_names(file.keys(), self._by_module, settings, weights)
+                for module, roles in names.items():
+                    self._check(file, module, roles, settings, weights)
+                with contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
+                    return self._load(file, names, settings, weights)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{weights} can't be read, it may be truncated: {error}") from error
 
-    def _sort(self, file: Any, weights: Path) -> dict[str, dict[str, str]]:
-        """Tensor names by module and role. Raises for a tensor that is not part of a linear layer's adapter."""
-        found: dict[str, dict[str, str]] = {}
-        for name in sorted(file.keys()):
-            module, role = _parse(name, weights)
-            if module not in self._places:
-                raise CheckpointError(f"{weights}: {name!r} adapts {module!r}. {self._unknown(module)}")
-            found.setdefault(module, {})[role] = name
-        if not found:
-            raise CheckpointError(f"{weights} holds no tensors.")
-        for module, roles in found.items():
-            for role in ("A", "B"):
-                if role not in roles:
-                    raise CheckpointError(f"{weights}: {module}.lora_{role}.weight is missing.")
-        return found
-
-    def _unknown(self, module: str) -> str:
-        if module.rpartition(".")[2] in ("embed_tokens", "lm_head"):
-            return (
-                "Adapters of the embedding and of the output head are not supported, only those of linear layers."
+    def _check(self, file: Any, module: str, roles: Roles, settings: Settings, weights: Path) -> None:
+        at, index = self._places[module]
+        site, rank = self._sites[at], settings.rank_of(module)
+        outputs, inputs = site.parts[index].out_features, site.in_features
+        if "A" in roles and rank > self._max_rank:
+            raise CheckpointError(
+                f"{weights}: {roles['A']!r} has rank {rank}; at most {self._max_rank} is allowed here "
+                f"(lora.options.max_rank)."
             )
-        close = nearest(module, self._places)
-        return f"The base model has no such linear layer: was it made for another model?{close}"
+        if "magnitude" in roles and site.in_shard != slice(0, inputs):
+            raise CheckpointError(
+                f"{weights}: {roles['magnitude']!r} is a DoRA magnitude of a layer whose inputs are divided among "
+                f"ranks, which is not supported: merge the adapter, or serve it with executor.tensor_parallel 1."
+            )
+        wanted = {"A": (rank, inputs), "B": (outputs, rank), "bias": (outputs,), "magnitude": (outputs,)}
+        wanted["whole"] = (inputs, outputs) if site.kind == "embedding" else (outputs, inputs)
+        for role, name in roles.items():
+            _check_tensor(file.get_slice(name), name, wanted[role], rank if role in "AB" else None, weights)
 
-    def _check(self, file: Any, names: Mapping[str, Mapping[str, str]], settings: Settings, weights: Path) -> None:
-        for module, roles in names.items():
-            place, rank = self._places[module], settings.rank_of(module)
-            site = self._sites[place.site]
-            outputs = site.parts[place.part].out_features
-            if rank > self._max_rank:
-                raise CheckpointError(
-                    f"{weights}: {roles['A']!r} has rank {rank}; at most {self._max_rank} is allowed here "
-                    f"(lora.options.max_rank)."
-                )
-            wanted = {"A": (rank, site.in_features), "B": (outputs, rank), "bias": (outputs,)}
-            for role, name in roles.items():
-                view = file.get_slice(name)
-                shape = tuple(view.get_shape())
-                if shape != wanted[role]:
-                    raise CheckpointError(
-                        f"{weights}: {name!r} has the shape {list(shape)}; with rank {rank} (adapter_config.json) "
-                        f"and this base model it must be {list(wanted[role])}."
-                    )
-                if view.get_dtype() not in _FLOATS:
-                    raise CheckpointError(
-                        f"{weights}: {name!r} is stored as {view.get_dtype()}; "
-                        f"it must be one of {', '.join(_FLOATS)}."
-                    )
-
-    def _load(
-        self, file: Any, names: Mapping[str, Mapping[str, str]], settings: Settings, weights: Path
-    ) -> PeftAdapter:
+    def _load(self, file: Any, names: Mapping[str, Roles], settings: Settings, weights: Path) -> PeftAdapter:
         digest = hashlib.sha256(settings.canonical().encode())
         pieces: dict[tuple[int, int], Piece] = {}
+        whole: dict[int, Tensor] = {}
+        # A copy of its own, so that the digest is that of what is served, whatever becomes of the file.
+        read = {name: file.get_tensor(name).clone() for roles in names.values() for name in roles.values()}
+        for name, one in zip(read, self._threads.map(_digest, read.values()), strict=True):
+            if one is None:
+                raise CheckpointError(f"{weights}: {name!r} holds NaN or infinity.")
+            digest.update(f"\0{name}\0{read[name].dtype}\0{tuple(read[name].shape)}\0".encode() + one)
         for module, roles in names.items():
-            whole = {role: _tensor(file, roles[role], digest, weights) for role in sorted(roles)}
-            place = self._places[module]
-            pieces[place.site, place.part] = _piece(
-                self._sites[place.site], place.part, whole, settings.scale_of(module)
+            at, index = self._places[module]
+            tensors = {role: read[name] for role, name in roles.items()}
+            mine = _whole(self._sites[at], tensors)
+            if mine is not None:
+                whole[at] = mine
+            if "A" in tensors:
+                pieces[at, index] = _piece(self._sites[at], index, tensors, settings.scale_of(module), mine)
+        return self._packed(digest.hexdigest(), pieces, whole, weights)
+
+    def _packed(
+        self, digest: str, pieces: Mapping[tuple[int, int], Piece], whole: Mapping[int, Tensor], weights: Path
+    ) -> PeftAdapter:
+        sizes = {key: sum(map(bytes_of, piece.tensors())) for key, piece in pieces.items()}
+        extra = sum(map(bytes_of, whole.values()))
+        extra += sum(size for (at, _), size in sizes.items() if self._sites[at].kind != "linear")
+        if extra > self._most_extra:
+            raise CheckpointError(
+                f"{weights}: what this adapter does to embedding and output head takes {extra / 2**20:,.1f} MiB on "
+                f"the device; at most {self._most_extra / 2**20:,.1f} are set aside (lora.options.extra_mib)."
             )
+        pin = self._stream is not None
         return PeftAdapter(
-            digest=digest.hexdigest(),
-            rank=max(settings.rank_of(module) for module in names),
-            nbytes=sum(_bytes(piece) for piece in pieces.values()),
-            pieces=pieces,
+            digest=digest,
+            rank=max((piece.rank for piece in pieces.values()), default=0),
+            nbytes=sum(sizes.values()) + sum(map(bytes_of, whole.values())),
+            pieces=_pinned(pieces) if pin else pieces,
+            whole={at: tensor.pin_memory() for at, tensor in whole.items()} if pin else whole,
         )
 
 
-def _parse(name: str, weights: Path) -> tuple[str, str]:
-    """Module path and role of a tensor."""
-    bare = name.removeprefix(_PREFIX)
-    for ending, role in _ROLES.items():
-        if bare.endswith(ending):
-            return bare.removesuffix(ending), role
-    for ending, what in _REFUSED.items():
-        if bare.endswith(ending):
-            raise CheckpointError(
-                f"{weights}: {name!r} is {what}, which is not supported: merge the adapter into the base model."
-            )
-    raise CheckpointError(f"{weights}: {name!r} is not a tensor of a LoRA adapter (lora_A, lora_B).")
+def _check_tensor(view: Any, name: str, wanted: tuple[int, ...], rank: int | None, weights: Path) -> None:
+    shape = tuple(view.get_shape())
+    if shape != wanted:
+        reason = "this base model" if rank is None else f"rank {rank} (adapter_config.json) and this base model"
+        raise CheckpointError(
+            f"{weights}: {name!r} has the shape {list(shape)}; with {reason} it must be {list(wanted)}."
+        )
+    if view.get_dtype() not in _FLOATS:
+        raise CheckpointError(
+            f"{weights}: {name!r} is stored as {view.get_dtype()}; it must be one of {', '.join(_FLOATS)}."
+        )
 
 
-def _tensor(file: Any, name: str, digest: Any, weights: Path) -> Tensor:
-    """A copy of its own, so that the digest is that of what is served, whatever becomes of the file."""
-    tensor: Tensor = file.get_tensor(name).clone()
+def _digest(tensor: Tensor) -> bytes | None:
+    """Of a contiguous tensor's bytes; ``None`` where it is not finite."""
     if not bool(torch.isfinite(tensor).all()):
-        raise CheckpointError(f"{weights}: {name!r} holds NaN or infinity.")
-    digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-    digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
-    return tensor
+        return None
+    return hashlib.sha256(tensor.view(-1).view(torch.uint8).numpy().data).digest()
 
 
-def _piece(site: LoraSite, index: int, whole: Mapping[str, Tensor], scale: float) -> Piece:
+def _piece(site: LoraSite, index: int, tensors: Tensors, scale: float, whole: Tensor | None) -> Piece:
     part: LoraPart = site.parts[index]
-    bias = whole["bias"][part.out_shard] if "bias" in whole and site.adds_bias else None
+    down = tensors["A"][:, site.in_shard]
+    up = tensors["B"][part.out_shard].T.float() * scale
+    bias = tensors["bias"][part.out_shard].float() * scale if "bias" in tensors and site.adds_bias else None
+    gain = None
+    if "magnitude" in tensors:
+        gain = row_gains(site, part, down, up, tensors["magnitude"][part.out_shard], whole)
+        up *= gain
+        bias = None if bias is None else bias * gain
     return Piece(
-        down=whole["A"][:, site.in_shard].to(site.dtype).contiguous(),
-        up=_scaled(whole["B"][part.out_shard], scale, site.dtype),
-        bias=None if bias is None else _scaled(bias, scale, site.dtype),
+        down=down.to(site.dtype).contiguous(),
+        up=up.to(site.dtype).contiguous(),
+        bias=None if bias is None else bias.to(site.dtype).contiguous(),
+        gain=gain,
     )
 
 
-def _scaled(tensor: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    """Multiplied before it is rounded to ``dtype``."""
-    return (tensor.double() * scale).to(dtype).contiguous()
+def _whole(site: LoraSite, tensors: Tensors) -> Tensor | None:
+    """The weight that replaces the base model's; ``None`` where there is none, or it is the same: PEFT saves the
+    base weight of an embedding beside its adapter."""
+    if "whole" not in tensors:
+        return None
+    shard = site.in_shard if site.kind == "embedding" else site.parts[0].out_shard
+    mine = tensors["whole"][shard].to(site.dtype).contiguous()
+    return None if equals_base(site, mine) else mine
 
 
-def _bytes(piece: Piece) -> int:
-    tensors = [piece.down, piece.up, *([] if piece.bias is None else [piece.bias])]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+def _pinned(pieces: Mapping[tuple[int, int], Piece]) -> dict[tuple[int, int], Piece]:
+    """The same in one block of memory that the device can read while the host goes on."""
+    tensors = [tensor for piece in pieces.values() for tensor in piece.tensors()]
+    ends = list(itertools.accumulate(-(-bytes_of(tensor) // _ALIGNED) * _ALIGNED for tensor in tensors))
+    block = torch.empty(ends[-1] if ends else 0, dtype=torch.uint8, pin_memory=True)
+    moved = {}
+    for tensor, start in zip(tensors, [0, *ends], strict=False):
+        place = block[start : start + bytes_of(tensor)].view(tensor.dtype).view(tensor.shape)
+        moved[id(tensor)] = place.copy_(tensor)
+
+    def placed(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else moved[id(tensor)]
+
+    return {
+        key: Piece(moved[id(piece.down)], moved[id(piece.up)], placed(piece.bias), placed(piece.gain))
+        for key, piece in pieces.items()
+    }
 
 
 def _no_weights(folder: Path) -> str:

@@ -33,8 +33,6 @@ _ALTERED_BASE: Final = {
 }
 _PLAIN_STARTS: Final = ("gaussian", "eva", "orthogonal")
 _UNSUPPORTED: Final = {
-    "use_dora": "DoRA adapters are not supported: merge it into the base model (merge_and_unload)",
-    "modules_to_save": "whole modules saved beside the adapter are not supported: merge them into the base model",
     "trainable_token_indices": "trained token embeddings are not supported: merge them into the base model",
     "target_parameters": "adapters on bare parameters (experts) are not supported",
     "layer_replication": "replicated layers change the model's shape",
@@ -44,9 +42,12 @@ _UNSUPPORTED: Final = {
     "arrow_config": "Arrow routes between adapters, which is not supported",
     "monteclora_config": "MonteCLoRA adapters are not supported",
     "kasa_config": "KaSA adapters are not supported",
+    "ensure_weight_tying": "adapters that embedding and output head share are not supported; train them untied",
 }
 _TYPES: Final[dict[str, tuple[type, ...]]] = {
     "use_rslora": (bool,),
+    "use_dora": (bool,),
+    "modules_to_save": (list, type(None)),
     "rank_pattern": (dict, type(None)),
     "alpha_pattern": (dict, type(None)),
     "bias": (str,),
@@ -55,13 +56,16 @@ _TYPES: Final[dict[str, tuple[type, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The settings of one adapter. Patterns are module-path suffixes, or regular expressions for them."""
+    """The settings of one adapter. Patterns are module-path suffixes, or regular expressions for them. ``saved``
+    names modules that the adapter brings whole."""
 
     rank: int
     alpha: float
     rslora: bool
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
+    dora: bool
+    saved: tuple[str, ...]
 
     def rank_of(self, module: str) -> int:
         """The rank that the settings give a module."""
@@ -75,7 +79,7 @@ class Settings:
     def canonical(self) -> str:
         """The same text for the same settings."""
         parts = [self.rank, self.alpha, self.rslora, list(self.rank_pattern.items())]
-        return json.dumps([*parts, list(self.alpha_pattern.items())])
+        return json.dumps([*parts, list(self.alpha_pattern.items()), self.dora])
 
 
 def read_settings(folder: Path) -> Settings:
@@ -95,6 +99,8 @@ def read_settings(folder: Path) -> Settings:
             key: _number(value, f"alpha_pattern.{key}", path)
             for key, value in _patterns(raw, "alpha_pattern", path).items()
         },
+        dora=raw.get("use_dora", False),
+        saved=tuple(str(name) for name in raw.get("modules_to_save") or ()),
     )
 
 

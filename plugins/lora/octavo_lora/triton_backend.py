@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from octavo.contracts.lora import HostAdapter, LoraLayer, LoraSite
-from octavo_lora.kernels import BLOCK_N, add_adapters
-from octavo_lora.reader import PeftAdapter
+from octavo_lora.launch import SiteLaunch
+from octavo_lora.pieces import PeftAdapter
 from octavo_lora.slots import Shelf, SiteSlots
+from octavo_lora.tiles import Tiles, device_tiles, host_tiles
 
 
 class TritonLora:
     """A :class:`octavo.contracts.lora.LoraBackend`."""
 
-    def __init__(self, slots: int, max_rank: int) -> None:
+    def __init__(self, slots: int, max_rank: int, extra_bytes: int) -> None:
         self.slots = slots
-        self.order: Tensor | None = None  # None: only the base model in this step
-        self.starts: Tensor | None = None
-        self._shelf = Shelf(slots, max_rank)
+        self.tiles: Tiles | None = None  # None: only the base model in this step
+        self._shelf = Shelf(slots, max_rank, extra_bytes)
+        self._warm = False
 
     @property
     def reserved_bytes(self) -> int:
         return self._shelf.nbytes
 
     def attach(self, site: LoraSite) -> LoraLayer:
-        return TritonLayer(self, self._shelf.attach(site))
+        return self._shelf.attach(site, lambda store: TritonLayer(self, store))
 
     def read(self, path: str) -> PeftAdapter:
+        if not self._warm:  # here, on a thread of its own, instead of in the first step that needs a kernel
+            self._warm = True
+            for store in self._shelf.stores.values():
+                SiteLaunch(store).compile()
         return self._shelf.read(path)
 
     def load(self, slot: int, adapter: HostAdapter) -> None:
@@ -38,29 +42,22 @@ class TritonLora:
         self._shelf.clear(slot)
 
     def begin(self, slots: Tensor, host: np.ndarray | None) -> None:
-        if host is not None and not host.any():
-            self.order = self.starts = None
-            return
-        grouped, self.order = torch.sort(slots, stable=True)
-        edges = torch.arange(self.slots + 2, device=slots.device)
-        self.starts = torch.searchsorted(grouped, edges)
+        self.tiles = device_tiles(slots, self.slots) if host is None else host_tiles(host, slots.device)
+        self._shelf.begin(host)
+
+    def begin_logits(self, host: np.ndarray) -> None:
+        self._shelf.begin_logits(host)
+
+    def replays(self, slots: np.ndarray) -> bool:
+        return self._shelf.replays(slots)
 
 
 class TritonLayer:
     """The adapters of one linear layer."""
 
     def __init__(self, backend: TritonLora, store: SiteSlots) -> None:
-        self.store = store
-        self._backend = backend
-        blocks = [
-            (index, column, part.offset + part.width)
-            for index, part in enumerate(store.site.parts)
-            for column in range(part.offset, part.offset + part.width, BLOCK_N)
-        ]
-        self._blocks = torch.tensor(blocks, dtype=torch.int32, device=store.site.device)
+        self._backend, self._launch = backend, SiteLaunch(store)
 
     def __call__(self, x: Tensor, out: Tensor) -> None:
-        order, starts = self._backend.order, self._backend.starts
-        if order is not None and starts is not None:
-            store = self.store
-            add_adapters(x, out, store.down, store.up, store.bias, order, starts, self._blocks)
+        if self._backend.tiles is not None:
+            self._launch(x, out, self._backend.tiles)

@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.ahead import launch
+
 _BLOCK = 1024
 _TILES = 8  # tiles of a program, one after another
 
@@ -38,12 +40,14 @@ def _log_exponential(bits):
 
 @triton.jit
 def _race_kernel(
-    scaled_ptr,
+    logits_ptr,
+    temperature_ptr,
     words_ptr,
     keys_ptr,
     best_ptr,
     token_ptr,
     vocab,
+    SCALE: tl.constexpr,
     BLOCK: tl.constexpr,
     TILES: tl.constexpr,
 ):
@@ -52,6 +56,7 @@ def _race_kernel(
     key = tl.load(keys_ptr + 2 * row)
     odd = tl.load(keys_ptr + 2 * row + 1)
     lane = tl.arange(0, BLOCK)
+    temperature = tl.load(temperature_ptr + row) if SCALE else 1.0
     best = tl.full((BLOCK,), float("-inf"), tl.float32)
     token = tl.zeros((BLOCK,), tl.int32)
     for tile in range(TILES):
@@ -61,7 +66,9 @@ def _race_kernel(
         bits = _mix(bits, 16, 2146121005)
         bits = _mix(bits, 15, -2073254261)
         bits = bits ^ (bits >> 16)
-        scaled = tl.load(scaled_ptr + row * vocab + column, mask=inside, other=float("-inf"))
+        scaled = tl.load(logits_ptr + row * vocab + column, mask=inside, other=float("-inf"))
+        if SCALE:
+            scaled = tl.div_rn(scaled, temperature)  # rounded as torch divides: neighbours never change a draw
         value = scaled - _log_exponential(bits)
         better = value > best
         best = tl.where(better, value, best)
@@ -74,11 +81,27 @@ def _race_kernel(
     tl.store(token_ptr + at, chosen.to(tl.int64))
 
 
-def draw(scaled: torch.Tensor, words: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """Tokens int64 [n] from ``scaled`` float32 [n, vocab], contiguous."""
-    rows, vocab = scaled.shape
+def draw(
+    logits: torch.Tensor, temperature: torch.Tensor | None, words: torch.Tensor, keys: torch.Tensor
+) -> torch.Tensor:
+    """Tokens int64 [n] from ``logits`` float32 [n, vocab], contiguous."""
+    rows, vocab = logits.shape
     parts = triton.cdiv(vocab, _BLOCK * _TILES)
-    best = torch.empty((rows, parts), dtype=torch.float32, device=scaled.device)
-    token = torch.empty((rows, parts), dtype=torch.int64, device=scaled.device)
-    _race_kernel[(rows, parts)](scaled, words, keys, best, token, vocab, BLOCK=_BLOCK, TILES=_TILES, num_warps=4)
+    best = torch.empty((rows, parts), dtype=torch.float32, device=logits.device)
+    token = torch.empty((rows, parts), dtype=torch.int64, device=logits.device)
+    launch(
+        _race_kernel,
+        (rows, parts),
+        logits,
+        logits if temperature is None else temperature,
+        words,
+        keys,
+        best,
+        token,
+        vocab,
+        SCALE=temperature is not None,
+        BLOCK=_BLOCK,
+        TILES=_TILES,
+        num_warps=4,
+    )
     return token.gather(1, best.argmax(dim=1, keepdim=True)).squeeze(1)

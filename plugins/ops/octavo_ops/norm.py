@@ -6,6 +6,10 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from octavo.ahead import launch
+from octavo_ops.early import launch_options
 
 
 @triton.jit
@@ -19,10 +23,15 @@ def _norm_kernel(
     eps,
     ADD: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
+    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
     x = tl.load(x_ptr + row * x_stride + columns, mask=inside, other=0.0)
     if ADD:
         at = residual_ptr + row * width + columns
@@ -31,27 +40,32 @@ def _norm_kernel(
         tl.store(at, x, mask=inside)
     wide = x.to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, axis=0) / width + eps)
-    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0)
     normed = (wide * scale).to(x.dtype).to(tl.float32) * weight.to(tl.float32)
     tl.store(out_ptr + row * width + columns, normed.to(x.dtype), mask=inside)
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, early: bool = False) -> torch.Tensor:
     """See :func:`octavo.ops.reference.rms_norm`; ``x`` [tokens, size], rows contiguous."""
-    return _launch(x, None, weight, eps)
+    return _launch(x, None, weight, eps, early)
 
 
-def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, *, early: bool = False
+) -> torch.Tensor:
     """See :func:`octavo.ops.reference.add_rms_norm`; ``residual`` is contiguous and changed in place."""
-    return _launch(x, residual, weight, eps)
+    return _launch(x, residual, weight, eps, early)
 
 
-def _launch(x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float) -> torch.Tensor:
+def _launch(
+    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float, early: bool
+) -> torch.Tensor:
     rows, width = x.shape
     out = torch.empty((rows, width), dtype=x.dtype, device=x.device)
     if rows:
         block = triton.next_power_of_2(width)
-        _norm_kernel[(rows,)](
+        launch(
+            _norm_kernel,
+            (rows,),
             x,
             x if residual is None else residual,
             weight,
@@ -61,6 +75,8 @@ def _launch(x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor
             eps,
             ADD=residual is not None,
             BLOCK=block,
+            PDL=early,
             num_warps=min(max(block // 512, 1), 16),
+            **launch_options(early),
         )
     return out

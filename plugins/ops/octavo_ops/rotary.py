@@ -6,8 +6,11 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from octavo.ahead import launch
 from octavo.ops import reference
+from octavo_ops.early import launch_options
 
 
 @triton.jit
@@ -26,16 +29,20 @@ def _rope_kernel(
     NORM: tl.constexpr,
     HEADS: tl.constexpr,
     HALF: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     pair = tl.arange(0, HALF)
     of_pair = pair < half
-    # The table holds both halves; the second half of the sines is the one with a plain sign.
+    # Read before the wait: long written. The second half of the sines is the one with a plain sign.
     cos = tl.load(cos_ptr + token * 2 * half + pair, mask=of_pair, other=0.0)[None, :]
     sin = tl.load(sin_ptr + token * 2 * half + half + pair, mask=of_pair, other=0.0)[None, :]
     at = heads_ptr + token * token_stride + head[:, None] * head_stride + pair[None, :]
     inside = (head[:, None] < num_heads) & of_pair[None, :]
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
     stored = tl.load(at, mask=inside, other=0.0)
     first = stored.to(tl.float32)
     second = tl.load(at + half, mask=inside, other=0.0).to(tl.float32)
@@ -58,9 +65,9 @@ def _rope_kernel(
     tl.store(at + half, (second * cos + first * sin).to(stored.dtype), mask=inside)
 
 
-def rope(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def rope(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, early: bool = False) -> torch.Tensor:
     """See :func:`octavo.ops.reference.rope`; the last axis of ``heads`` is contiguous. Works in place."""
-    return _launch(heads, cos, sin, None, None, 0, 0.0)
+    return _launch(heads, cos, sin, None, None, 0, 0.0, early)
 
 
 def qk_norm_rope(
@@ -71,11 +78,13 @@ def qk_norm_rope(
     eps: float,
     cos: torch.Tensor,
     sin: torch.Tensor,
+    *,
+    early: bool = False,
 ) -> torch.Tensor:
     """See :func:`octavo.ops.reference.qk_norm_rope`; whole heads are rotated. Works in place."""
     if cos.shape[-1] != heads.shape[-1]:
         return reference.qk_norm_rope(heads, query_weight, key_weight, queries, eps, cos, sin)
-    return _launch(heads, cos, sin, query_weight, key_weight, queries, eps)
+    return _launch(heads, cos, sin, query_weight, key_weight, queries, eps, early)
 
 
 def _launch(
@@ -86,12 +95,15 @@ def _launch(
     key_weight: torch.Tensor | None,
     queries: int,
     eps: float,
+    early: bool,
 ) -> torch.Tensor:
     tokens, num_heads, _ = heads.shape
     if tokens:
         half = cos.shape[-1] // 2
         block = 8
-        _rope_kernel[(tokens, triton.cdiv(num_heads, block))](
+        launch(
+            _rope_kernel,
+            (tokens, triton.cdiv(num_heads, block)),
             heads,
             cos,
             sin,
@@ -106,6 +118,8 @@ def _launch(
             NORM=query_weight is not None,
             HEADS=block,
             HALF=triton.next_power_of_2(half),
+            PDL=early,
             num_warps=4,
+            **launch_options(early),
         )
     return heads

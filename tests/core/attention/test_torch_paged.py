@@ -72,10 +72,14 @@ def expected(case: Case, row: int, q: np.ndarray, k: np.ndarray, v: np.ndarray) 
     return out.reshape(new, -1)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "fp8"])
 @pytest.mark.parametrize("name", CASES)
 def test_equals_float64(name: str, dtype: str) -> None:
+    """An 8-bit cache must give what float64 gives for keys and values as it holds them."""
     case, rng = CASES[name], np.random.default_rng(3)
+    eight = dtype == "fp8"
+    dtype = "float32" if eight else dtype
+    scales = (0.02, 0.3) if eight else (1.0, 1.0)
     backend = TorchAttention(context(case, dtype))
     spec = AttentionSpec(
         layer=0,
@@ -85,6 +89,8 @@ def test_equals_float64(name: str, dtype: str) -> None:
         scale=case.dim**-0.5,
         sliding_window=case.window,
         soft_cap=case.cap,
+        key_scale=scales[0],
+        value_scale=scales[1],
     )
     lengths = np.array([cached + new for cached, new in case.rows])
     counts = np.array([new for _, new in case.rows])
@@ -102,11 +108,19 @@ def test_equals_float64(name: str, dtype: str) -> None:
     values = [rng.standard_normal((n, case.kv_heads, case.dim)) for n in lengths]
     queries = [rng.standard_normal((n, case.heads, case.dim)) for n in counts]
     rounded = [[torch.tensor(x, dtype=torch_dtype) for x in part] for part in (queries, keys, values)]
-    cache = torch.full(backend.kv_shape(spec, int(widths.sum()) + 1), 9.0, dtype=torch_dtype)
+    shape = backend.kv_shape(spec, int(widths.sum()) + 1)
+    cache = torch.full(shape, 9.0).to(torch.float8_e4m3fn if eight else torch_dtype)
+    if eight:
+        for part, scale in zip(rounded[1:], scales, strict=True):
+            part[:] = [(x / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale for x in part]
     for row, (cached, _) in enumerate(case.rows):
         where = torch.from_numpy(slots(row, np.arange(cached)))
         for side, part in ((0, rounded[1]), (1, rounded[2])):
-            cache[side].view(-1, case.kv_heads * case.dim)[where] = part[row][:cached].flatten(1)
+            held = (part[row][:cached].flatten(1) / scales[side]).to(cache.dtype)
+            rows = cache[side].view(-1, case.kv_heads * case.dim)
+            rows.view(torch.uint8 if eight else torch_dtype)[where] = held.view(
+                torch.uint8 if eight else torch_dtype
+            )
     positions = [np.arange(cached, cached + new) for cached, new in case.rows]
     batch = StepBatch(
         num_tokens=int(counts.sum()),

@@ -86,8 +86,9 @@ def test_the_formats_are_told_apart(resolved: Resolved) -> None:
 def test_torch_attention_refuses_types_it_can_not_keep(resolved: Resolved) -> None:
     supports = record_of(resolved, "attention", "torch").supports
     assert supports(resolved.context) is None
-    reason = supports(replace(resolved.context, kv_dtype="fp8_e4m3"))
-    assert reason == "keeps keys and values as float32, float16, bfloat16, not fp8_e4m3"
+    assert supports(replace(resolved.context, kv_dtype="fp8_e4m3")) is None
+    reason = supports(replace(resolved.context, kv_dtype="int8"))
+    assert reason == "keeps keys and values as float32, float16, bfloat16, fp8_e4m3, not int8"
 
 
 def test_the_inline_executor_runs_one_rank(resolved: Resolved) -> None:

@@ -114,7 +114,7 @@ def test_python_may_give_a_record_or_options_where_yaml_takes_names() -> None:
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown section": ({"modle": {}}, r"^modle: unknown key\. Did you mean 'model'\?"),
-    "a section of later days": ({"structured_outputs": {}}, r"^structured_outputs: unknown key\."),
+    "a section of later days": ({"multimodal": {}}, r"^multimodal: unknown key\."),
     "an unknown key": (
         {"cache": {"blok_size": 1}},
         r"^cache\.blok_size: .*Did you mean 'block_size'\?",

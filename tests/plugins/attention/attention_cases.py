@@ -42,6 +42,7 @@ class Case:
     processors: int = 3
     padding: int = 0  # rows of a captured batch that stand for nobody
     strided: bool = False  # query, key and value as slices of one tensor
+    scales: tuple[float, float] | None = None  # of keys and values in an FP8 cache
 
     @property
     def spec(self) -> AttentionSpec:
@@ -53,6 +54,8 @@ class Case:
             scale=self.scale or 1 / math.sqrt(self.head_dim),
             sliding_window=self.window,
             soft_cap=self.soft_cap,
+            key_scale=self.scales[0] if self.scales else 1.0,
+            value_scale=self.scales[1] if self.scales else 1.0,
         )
 
 
@@ -103,7 +106,14 @@ MIXED = [
     Case("window", (*ones(130, 7), Row(33, 64)), window=50, group=1),
     Case("one block for many", (*ones(0, 40), Row(1, 35, prefix_of=4, shared=32), Row(20, 32, 4, 32), Row(48, 0))),
 ]
-ALL = [*DECODE, *QUERIES, *PREFILL, *MIXED]
+EIGHT_BITS = [
+    Case("FP8 decodes", ones(70, 3, 200, 31, 0), scales=(1 / 64, 0.5), processors=2),
+    Case("FP8 decodes, padded", ones(33, 5), scales=(1.0, 1.0), padding=3, head_dim=128),
+    Case("FP8 queries", (Row(5, 62), Row(5, 1)), scales=(0.125, 1 / 32)),
+    Case("FP8 prefills", (Row(40, 77), Row(2, 150), Row(17, 0)), scales=(1 / 64, 4.0)),
+    Case("FP8 mixed, window", (*ones(130, 7), Row(33, 64)), scales=(1 / 64, 0.125), window=50, soft_cap=3.0),
+]
+ALL = [*DECODE, *QUERIES, *PREFILL, *MIXED, *EIGHT_BITS]
 
 
 @dataclass
@@ -126,7 +136,9 @@ def make_step(case: Case, dtype: torch.dtype, device: str = "cpu", seed: int = 0
     heads, kv, dim, size = case.group * case.kv_heads, case.kv_heads, case.head_dim, case.block_size
     count = sum(-(-(row.new + row.context) // size) for row in case.rows) + 2
     free = (torch.randperm(count - 1, generator=rng) + 1).tolist()
-    cache = torch.full((count, kv, 2, size, dim), math.nan, dtype=dtype)
+    kept = torch.float8_e4m3fn if case.scales else dtype
+    scales = case.scales or (1.0, 1.0)
+    cache = torch.full((count, kv, 2, size, dim), math.nan).to(kept)
     histories: list[tuple[torch.Tensor, torch.Tensor]] = []
     blocks: list[list[int]] = []
     order = sorted(range(len(case.rows)), key=lambda r: case.rows[r].prefix_of is not None)
@@ -135,6 +147,8 @@ def make_step(case: Case, dtype: torch.dtype, device: str = "cpu", seed: int = 0
         row = case.rows[r]
         length = row.new + row.context
         k, v = (torch.randn(length, kv, dim, generator=rng).to(dtype) for _ in range(2))
+        if case.scales:  # numbers that the cache holds exactly: rounding is not attention's
+            k, v = ((x / s).to(kept).to(dtype) * s for x, s in zip((k, v), scales, strict=True))
         mine: list[int] = []
         if row.prefix_of is not None:
             (k0, v0), donor = made[row.prefix_of]
@@ -148,8 +162,8 @@ def make_step(case: Case, dtype: torch.dtype, device: str = "cpu", seed: int = 0
         blocks.append(mine)
         begin = row.shared if row.prefix_of is not None else 0  # shared tokens are computed in this very step
         for n in range(begin, row.context):
-            cache[mine[n // size], :, 0, n % size] = k[n]
-            cache[mine[n // size], :, 1, n % size] = v[n]
+            cache[mine[n // size], :, 0, n % size] = stored(k[n], cache, scales[0])
+            cache[mine[n // size], :, 1, n % size] = stored(v[n], cache, scales[1])
     new = [row.new for row in case.rows]
     key = torch.cat([k[len(k) - n :] for (k, _), n in zip(histories, new, strict=True)])
     value = torch.cat([v[len(v) - n :] for (_, v), n in zip(histories, new, strict=True)])
@@ -162,6 +176,11 @@ def make_step(case: Case, dtype: torch.dtype, device: str = "cpu", seed: int = 0
         query, key, value = packed.split([heads, kv, kv], dim=1)
     query, key, value, cache = (t.to(device) for t in (query, key, value, cache))
     return Step(case, batch, query, key, value, cache, histories, blocks)
+
+
+def stored(new: torch.Tensor, cache: torch.Tensor, scale: float) -> torch.Tensor:
+    """Keys or values as the cache holds them."""
+    return new.to(cache.dtype) if cache.element_size() > 1 else (new.float() / scale).to(cache.dtype)
 
 
 def _batch(case: Case, blocks: list[list[int]], device: str) -> StepBatch:
@@ -255,9 +274,10 @@ def check_cache(step: Step, before: torch.Tensor) -> None:
     expected, got = before.cpu(), step.cache.cpu().clone()
     for token, slot in enumerate(step.batch.slots.tolist()):
         if slot >= 0:
-            expected[slot // size, :, 0, slot % size] = step.key[token].cpu()
-            expected[slot // size, :, 1, slot % size] = step.value[token].cpu()
+            scales = step.case.scales or (1.0, 1.0)
+            expected[slot // size, :, 0, slot % size] = stored(step.key[token].cpu(), expected, scales[0])
+            expected[slot // size, :, 1, slot % size] = stored(step.value[token].cpu(), expected, scales[1])
     for blocks, length in zip(step.owned, step.batch.seq_lens_host.tolist(), strict=False):
         if length % size:
             got[blocks[-1], :, :, length % size :] = math.nan
-    assert torch.equal(got.nan_to_num(777.0), expected.nan_to_num(777.0))
+    assert torch.equal(got.float().nan_to_num(777.0), expected.float().nan_to_num(777.0))

@@ -29,11 +29,11 @@ from octavo_attention.launch_hopper import hopper_config
 TYPES = {
     "float": ("query", "key", "value", "cache", "out"),
     "*fp32": ("partial", "stats"),
-    "*i32": ("tables", "lengths", "starts", "work", "counters"),
+    "*i32": ("tables", "lengths", "starts", "work", "counters", "runs"),
     "*i64": ("slots",),
-    "fp32": ("scale", "soft_cap"),
+    "fp32": ("scale", "soft_cap", "key_scale", "value_scale"),
 }
-SIZES = {"bf16": 2, "fp16": 2, "fp32": 4}
+SIZES = {"fp8e4nv": 1, "bf16": 2, "fp16": 2, "fp32": 4}
 BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 
@@ -43,11 +43,20 @@ def type_of(name: str, dtype: str) -> str:
 
 
 def compile_kernel(
-    kernel: Any, label: str, dtype: str, constants: dict[str, Any], options: dict[str, Any], types: dict[str, str]
+    kernel: Any,
+    label: str,
+    dtype: str,
+    constants: dict[str, Any],
+    options: dict[str, Any],
+    types: dict[str, str],
+    cache: str | None = None,
 ) -> dict[str, Any]:
     """Compile as a launch would: pointers and strides divisible by 16. Returns registers, bytes and spills."""
     names = kernel.arg_names
     signature = {n: "constexpr" if n in constants else types.get(n, type_of(n, dtype)) for n in names}
+    if cache is not None:
+        signature["cache"] = f"*{cache}"
+        label = f"{label} over {cache}"
     aligned = [n for n in names if signature[n].startswith("*") or (n.endswith("stride") and n != "table_stride")]
     made = (GluonASTSource if types else ASTSource)(
         kernel,
@@ -90,33 +99,41 @@ def layer(
     }
 
 
-def compile_write(head_dim: int, dtype: str = "bf16", clean: bool = True) -> dict[str, Any]:
-    constants = {"KV_HEADS": 8, "HEAD_DIM": head_dim, "BLOCK_SIZE": 16, "HEADS": 8, "CLEAN": clean}
+def compile_write(
+    head_dim: int, dtype: str = "bf16", clean: bool = True, cache: str | None = None
+) -> dict[str, Any]:
+    constants = {"KV_HEADS": 8, "HEAD_DIM": head_dim, "BLOCK_SIZE": 16, "HEADS": 8, "CLEAN": clean, "PDL": True}
+    constants["SCALED"] = cache is not None
     constants["DIM"] = triton.next_power_of_2(head_dim)
-    return compile_kernel(kv_write_kernel, f"write {head_dim}", dtype, constants, {"num_warps": 4}, {})
+    return compile_kernel(kv_write_kernel, f"write {head_dim}", dtype, constants, {"num_warps": 4}, {}, cache)
 
 
 def compile_decode(
-    head_dim: int, dtype: str = "bf16", queries: int = 1, rows: int = 256, **more: Any
+    head_dim: int,
+    dtype: str = "bf16",
+    queries: int = 1,
+    cache: str | None = None,
+    **more: Any,
 ) -> dict[str, Any]:
     constants = layer(head_dim, **more)
     dim = triton.next_power_of_2(head_dim)
     used = triton.next_power_of_2(queries * constants["GROUP"])
-    config = decode_config(dim, SIZES[dtype], 132, rows=64)
-    constants |= {"QUERIES": queries, "ROWS": rows, "BLOCK_M": max(16, used), "USED": used, "DIM": dim}
+    config = decode_config(dim, SIZES[cache or dtype], 132, rows=256)
+    constants |= {"QUERIES": queries, "PDL": True, "BLOCK_M": max(16, used), "USED": used, "DIM": dim}
     constants |= {"BLOCK_N": config.block_n, "PRECISION": "ieee"}
     options = {"num_warps": config.warps, "num_stages": config.stages}
     label = f"decode {head_dim} queries {queries} {more or ''}".strip()
-    return compile_kernel(decode_kernel, label, dtype, constants, options, {})
+    return compile_kernel(decode_kernel, label, dtype, constants, options, {}, cache)
 
 
-def compile_prefill(head_dim: int, dtype: str = "bf16", **more: Any) -> dict[str, Any]:
+def compile_prefill(head_dim: int, dtype: str = "bf16", cache: str | None = None, **more: Any) -> dict[str, Any]:
     dim = triton.next_power_of_2(head_dim)
     config = prefill_config(dim, SIZES[dtype])
     constants = layer(head_dim, **more) | {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
     constants |= {"DIM": dim, "PRECISION": "ieee"}
     options = {"num_warps": config.warps, "num_stages": config.stages}
-    return compile_kernel(prefill_kernel, f"prefill {head_dim} {more or ''}".strip(), dtype, constants, options, {})
+    label = f"prefill {head_dim} {more or ''}".strip()
+    return compile_kernel(prefill_kernel, label, dtype, constants, options, {}, cache)
 
 
 def compile_hopper(head_dim: int, dtype: str = "bf16", **more: Any) -> dict[str, Any]:
@@ -134,6 +151,8 @@ def main(quick: bool) -> None:
     for size in (64, 128):
         for one in (compile_write, compile_decode, compile_prefill, compile_hopper):
             print(json.dumps(one(size)), flush=True)
+    for one in (compile_write, compile_decode, compile_prefill):
+        print(json.dumps(one(128, cache="fp8e4nv")), flush=True)
     if quick:
         return
     for size in (80, 96, 192, 256):

@@ -44,6 +44,11 @@ def test_mixed(case):
     cases.check(case, torch.float32)
 
 
+@pytest.mark.parametrize("case", cases.EIGHT_BITS, ids=lambda case: case.name)
+def test_eight_bits(case):
+    cases.check(case, torch.float32)
+
+
 @pytest.mark.parametrize("case", [cases.DECODE[1], cases.QUERIES[1], cases.PREFILL[1], cases.MIXED[2]])
 def test_float16(case):
     cases.check(case, torch.float16)

@@ -70,7 +70,7 @@ def test_record():
         ({"device": replace(GPU, capability=(7, 5))}, "this GPU has 7.5"),
         ({"model": replace(MODEL, head_dim=112)}, "head size 112, only for 64, 80, 96, 128, 192, 256"),
         ({"dtype": "float64", "kv_dtype": "float64"}, "not in float64"),
-        ({"kv_dtype": "fp8_e4m3"}, "set cache.dtype to auto"),
+        ({"kv_dtype": "float16"}, "set cache.dtype"),
         ({"model": replace(MODEL, num_heads=12)}, "12 query heads for 8 key heads"),
         ({"model": replace(MODEL, num_heads=512)}, "512 query heads"),
     ],

@@ -39,12 +39,44 @@ KINDS: dict[str, dict[str, Any]] = {
     "one layer only": {"r": 5, "lora_alpha": 10, "target_modules": ALL, "layers_to_transform": [1]},
     "bias": {"r": 4, "lora_alpha": 8, "target_modules": ALL, "lora_bias": True},
     "fan in fan out": {"r": 4, "lora_alpha": 8, "target_modules": ["k_proj"], "fan_in_fan_out": True},
+    "modules left out": {
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": ALL,
+        "exclude_modules": r".*\.0\..*",
+        "layers_pattern": "layers",
+        "layers_to_transform": [0, 1],
+    },
+    "dora": {"r": 4, "lora_alpha": 8, "target_modules": ALL, "use_dora": True},
+    "dora of rslora and patterns": {
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": ["v_proj", "gate_proj", "down_proj"],
+        "use_dora": True,
+        "use_rslora": True,
+        "rank_pattern": {"v_proj": 9},
+    },
+    "embedding": {"r": 4, "lora_alpha": 8, "target_modules": ["embed_tokens", "q_proj"]},
+    "embedding in dora": {"r": 4, "lora_alpha": 8, "target_modules": ["embed_tokens", "v_proj"], "use_dora": True},
+    "head": {"r": 4, "lora_alpha": 8, "target_modules": ["lm_head", "up_proj"]},
+    "head with bias": {"r": 4, "lora_alpha": 8, "target_modules": ["lm_head"], "lora_bias": True},
+    "head in dora": {"r": 4, "lora_alpha": 8, "target_modules": ["lm_head", "q_proj"], "use_dora": True},
+    "saved head": {"r": 4, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "saved embedding": {"r": 4, "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "saved both": {"r": 4, "target_modules": ["down_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
 }
 
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("lora") / "base", max_length=128, vocab=300)
+    return tiny_llama(tmp_path_factory.mktemp("lora") / "base", max_length=128, vocab=300, tied=False)
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """One after the other."""
+    name: str = request.param
+    return name
 
 
 def make_adapter(base: Path, folder: Path, seed: int, dtype: torch.dtype | None = None, **settings: Any) -> Path:
@@ -54,8 +86,12 @@ def make_adapter(base: Path, folder: Path, seed: int, dtype: torch.dtype | None 
     adapted = peft.get_peft_model(model, peft.LoraConfig(**settings))
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
-            if "lora_" in name:
+            if "magnitude" in name:
+                parameter.mul_(1 + torch.randn_like(parameter) * 0.2)
+            elif "lora_" in name:
                 parameter.copy_(torch.randn_like(parameter) * 0.15)
+            elif "modules_to_save" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
     adapted.save_pretrained(folder)
     return folder
 
@@ -138,3 +174,13 @@ def prompts() -> Callable[[int], list[list[int]]]:
         return [[rng.randrange(3, 300) for _ in range(rng.choice([1, 5, 16, 17, 40]))] for _ in range(count)]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def save_adapter() -> Callable[..., Path]:
+    return make_adapter
+
+
+@pytest.fixture(scope="session")
+def oracle_of() -> Callable[[Path], Oracle]:
+    return Oracle

@@ -53,6 +53,11 @@ def rename_tensor(folder: Path, old: str, new: str) -> None:
     save_file({name.replace(old, new): tensor for name, tensor in tensors.items()}, folder / WEIGHTS)
 
 
+def add_tensor(folder: Path, name: str, *shape: int) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    save_file({**tensors, f"base_model.model.{name}": torch.ones(shape)}, folder / WEIGHTS)
+
+
 def truncate(folder: Path) -> None:
     data = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(data[: len(data) * 2 // 3])
@@ -83,20 +88,43 @@ BAD: dict[str, tuple[Any, str]] = {
         r"adapts 'model\.layers\.0\.self_attn\.query'",
     ),
     "a deeper model": (lambda f: rename_tensor(f, "layers.1", "layers.7"), "no such linear layer"),
-    "the head": (lambda f: rename_tensor(f, "model.layers.0.self_attn.q_proj", "lm_head"), "lm_head.*output head"),
+    "the head's shape": (
+        lambda f: rename_tensor(f, "model.layers.0.self_attn.q_proj", "lm_head"),
+        r"lm_head\.lora_B\.weight' has the shape \[64, 4\].*\[300, 4\]",
+    ),
+    "a linear layer's names for an embedding": (
+        lambda f: rename_tensor(f, "model.layers.0.self_attn.q_proj", "model.embed_tokens"),
+        r"'model\.embed_tokens' is an embedding",
+    ),
+    "an embedding's names for a linear layer": (
+        lambda f: rename_tensor(f, "q_proj.lora_A.weight", "q_proj.lora_embedding_A"),
+        r"q_proj' is no embedding",
+    ),
     "integers": (lambda f: change_tensor(f, "q_proj.lora_A.weight", lambda t: t.to(torch.int32)), "stored as I32"),
     "truncated": (truncate, r"adapter_model\.safetensors can't be read"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "has no adapter_model.safetensors"),
     "a pickle": (lambda f: (f / WEIGHTS).rename(f / "adapter_model.bin"), "pickle"),
     "no JSON": (lambda f: (f / "adapter_config.json").write_text("{"), "can't be read"),
     "another method": (lambda f: change_config(f, peft_type="IA3"), "only 'LORA'"),
-    "DoRA": (lambda f: change_config(f, use_dora=True), "use_dora is set"),
+    "DoRA": (lambda f: change_config(f, use_dora=True), "lora_magnitude_vector is missing, and use_dora is set"),
     "a DoRA tensor": (lambda f: rename_tensor(f, "lora_B.weight", "lora_magnitude_vector"), "a DoRA magnitude"),
     "PiSSA": (lambda f: change_config(f, init_lora_weights="pissa_niter_4"), "PiSSA.*path_initial_model"),
     "OLoRA": (lambda f: change_config(f, init_lora_weights="olora"), "OLoRA.*path_initial_model"),
     "LoftQ": (lambda f: change_config(f, init_lora_weights="loftq"), "LoftQ"),
     "trained biases": (lambda f: change_config(f, bias="all"), "bias is 'all'"),
-    "saved modules": (lambda f: change_config(f, modules_to_save=["lm_head"]), "modules_to_save is set"),
+    "no saved module": (lambda f: change_config(f, modules_to_save=["lm_head"]), "no weight of 'lm_head'"),
+    "a saved norm": (lambda f: add_tensor(f, "model.norm.weight", 64), r"whole weight of 'model\.norm'; only"),
+    "a saved projection": (
+        lambda f: add_tensor(f, "model.layers.0.self_attn.q_proj.weight", 64, 64),
+        r"whole weight of 'model\.layers\.0\.self_attn\.q_proj'; only",
+    ),
+    "more tokens": (
+        lambda f: add_tensor(f, "model.embed_tokens.weight", 303, 64),
+        r"embed_tokens\.weight' has the shape \[303, 64\]; with this base model it must be \[300, 64\]",
+    ),
+    "a wrong kind of list": (lambda f: change_config(f, modules_to_save="lm_head"), "modules_to_save is 'lm_head'"),
+    "tied weights": (lambda f: change_config(f, ensure_weight_tying=True), "ensure_weight_tying is set"),
+    "CorDA": (lambda f: change_config(f, init_lora_weights="corda"), "CorDA.*path_initial_model"),
     "a bad pattern": (lambda f: change_config(f, rank_pattern={"(": 3}), "no pattern"),
     "no rank": (lambda f: change_config(f, r=0), "r is 0"),
 }

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from octavo.layers import Linear, Part, Parts, Ranks
+from octavo.errors import CheckpointError
+from octavo.layers import Embedding, Linear, LMHead, Part, Parts, Ranks
 from octavo_lora.torch_backend import TorchLora
 
 HIDDEN, HEADS, KV, INNER = 32, 32, 8, 48
@@ -108,3 +109,75 @@ def test_the_base_model_of_slot_zero_is_untouched(folder: Path, inputs: Any) -> 
     assert torch.equal(adapted[[0, 3]], plain[[0, 3]])
     assert torch.equal(adapted[:, HEADS : HEADS + KV], plain[:, HEADS : HEADS + KV])  # k_proj is not adapted
     assert not torch.allclose(adapted[[1, 2, 4], :HEADS], plain[[1, 2, 4], :HEADS])
+
+
+VOCAB = 51
+
+
+class Kept(Unsummed):
+    """Leaves joining the vocabulary's parts to the test as well."""
+
+    def gather_last(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Adapts the embedding and brings a head of its own, with an adapter on it."""
+    path, generator = tmp_path_factory.mktemp("vocabulary"), torch.Generator().manual_seed(4)
+    shapes = {
+        "embed_tokens.lora_embedding_A": (3, VOCAB),
+        "embed_tokens.lora_embedding_B": (HIDDEN, 3),
+        "lm_head.lora_A.weight": (3, HIDDEN),
+        "lm_head.lora_B.weight": (VOCAB, 3),
+        "lm_head.base_layer.weight": (VOCAB, HIDDEN),
+    }
+    tensors = {
+        f"base_model.model.{name}": torch.randn(shape, generator=generator) for name, shape in shapes.items()
+    }
+    save_file(tensors, path / "adapter_model.safetensors")
+    (path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 3, "lora_alpha": 3}))
+    return path
+
+
+def build_ends(folder: Path, rank: int, size: int) -> tuple[Embedding, LMHead]:
+    lora = TorchLora(2, 8)
+    cpu = torch.device("cpu")
+    parts = Parts(dtype=torch.float32, device=cpu, attention=None, ranks=Kept(rank, size), lora=lora)  # type: ignore[arg-type]
+    embedding = Embedding(parts, "embed_tokens", VOCAB, HIDDEN)
+    head = LMHead(parts, "lm_head", VOCAB, HIDDEN, None)
+    for slot in (*embedding.slots(), *head.slots()):
+        whole = torch.randn(slot.shape, generator=torch.Generator().manual_seed(len(slot.source)))
+        slot.target.copy_(whole[slot.shard])
+    head.finalize()
+    lora.load(1, lora.read(str(folder)))
+    host = np.array([0, 1, 1, 0, 1])
+    lora.begin(torch.from_numpy(host), host)
+    lora.begin_logits(host)
+    return embedding, head
+
+
+def test_embedding_and_head_divided_among_ranks(vocabulary: Path, inputs: Any) -> None:
+    """51 tokens over four ranks: the last one holds fewer."""
+    ids, (embedding, head) = torch.tensor([0, 13, 50, 7, 26]), build_ends(vocabulary, 0, 1)
+    ranks = [build_ends(vocabulary, rank, 4) for rank in range(4)]
+    torch.testing.assert_close(sum(one(ids) for one, _ in ranks), embedding(ids))
+    logits = torch.cat([one(inputs[0]) for _, one in ranks], dim=1)[:, :VOCAB]
+    torch.testing.assert_close(logits, head(inputs[0]))
+    tensors = load_file(vocabulary / "adapter_model.safetensors")
+    low, high = (tensors[f"base_model.model.embed_tokens.lora_embedding_{which}"] for which in "AB")
+    expected = embedding.weight[ids] + torch.tensor([0.0, 1, 1, 0, 1])[:, None] * (low.T[ids] @ high.T)
+    torch.testing.assert_close(embedding(ids), expected)
+
+
+def test_dora_needs_whole_rows(folder: Path, tmp_path: Path) -> None:
+    tensors = load_file(folder / "adapter_model.safetensors")
+    for module, (outputs, _) in SHAPES.items():
+        if module != "k_proj":
+            tensors[f"base_model.model.{module}.lora_magnitude_vector"] = torch.ones(outputs)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "use_dora": True}))
+    assert build(tmp_path, 0, 1).digest
+    with pytest.raises(CheckpointError, match=r"down_proj\.lora_magnitude_vector' is a DoRA magnitude of a layer"):
+        build(tmp_path, 0, 2)

@@ -55,7 +55,7 @@ def run(device: str, dtype: torch.dtype) -> bool:
         expected = reference.qk_norm_rope(wide[:, :heads].clone(), *weights, queries, 1e-6, cos, sin)
         found = qk_norm_rope(wide[:, :heads], *weights, queries, 1e-6, cos, sin)
         good &= check(f"qk_norm_rope {heads}x{dim}", found, expected, tolerance)
-    return good and check_draw(device)
+    return good and check_draw(device) and check_linear(device, dtype) and check_masks(device)
 
 
 def check_draw(device: str) -> bool:
@@ -68,9 +68,59 @@ def check_draw(device: str) -> bool:
     seeds, positions = np.arange(rows, dtype=np.uint64) * 7919, np.arange(rows, dtype=np.int64)
     words = torch.from_numpy(noise.token_words(vocab)).to(device)
     keys = torch.from_numpy(noise.row_keys(seeds, positions)).to(device)
-    found, expected = draw(scaled, words, keys), noise.draw(scaled, words, keys)
-    print("draw:", int((found == expected).sum()), "of", rows)
-    return torch.equal(found, expected)
+    good = True
+    for temperature in (None, torch.rand(rows, 1, device=device) + 0.3):
+        found, expected = draw(scaled, temperature, words, keys), noise.draw(scaled, temperature, words, keys)
+        print("draw:", int((found == expected).sum()), "of", rows)
+        good &= torch.equal(found, expected)
+    return good
+
+
+def check_linear(device: str, dtype: torch.dtype) -> bool:
+    """One token, a few (columns whole and split), a size that fits no kernel, many; twice: counters reset."""
+    from octavo_ops.linear import Linear
+
+    linear, good = Linear(processors=8, early=torch.cuda.is_available()), True
+    for rows, outputs, width in (
+        (1, 7, 1024),
+        (1, 6, 10240),
+        (1, 6, 576),
+        (3, 72, 512),
+        (17, 200, 512),
+        (40, 64, 128),
+        (80, 9, 64),
+    ):
+        x, weight, bias = (
+            torch.randn(*shape, device=device).to(dtype) for shape in ((rows, width), (outputs, width), (outputs,))
+        )
+        expected = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
+        name = f"linear {rows}x{width} to {outputs}"
+        for _ in range(2):
+            good &= check(name, linear(x, weight, bias), expected, 4e-3)
+        wide = linear(x, weight, None, torch.float32)
+        good &= wide.dtype == torch.float32 and check(f"{name}, float32", wide, expected - bias.double(), 4e-3)
+    return good
+
+
+def check_masks(device: str) -> bool:
+    """Some rows out of order, vocabularies that are no multiple of anything, and bits beyond the vocabulary."""
+    from octavo_ops.masks import mask_logits
+
+    good = True
+    for vocab in (31, 64, 4097):
+        logits = torch.randn(5, vocab, device=device)
+        flags = np.random.default_rng(vocab).integers(0, 2, (3, -(-vocab // 32) * 32), np.uint8)
+        bits = torch.from_numpy(np.packbits(flags, axis=1, bitorder="little").view(np.int32)).to(device)
+        index = torch.tensor([4, 0, 2], device=device)
+        expected = logits.clone()
+        for row, place in enumerate((4, 0, 2)):
+            expected[place, torch.from_numpy(flags[row, :vocab] == 0).to(device)] = -torch.inf
+        for function in (mask_logits, reference.mask_logits):
+            found = logits.clone()
+            function(found, index, bits)
+            good &= torch.equal(found, expected)
+        print(f"mask_logits {vocab}:", good)
+    return good
 
 
 if __name__ == "__main__":

@@ -42,6 +42,10 @@ class Remembering(Modifier, Protocol):
 class Truncation(Feature, Protocol):
     """Drops improbable tokens of rows that are not greedy."""
 
+    def wanted(self, layout: Layout) -> bool:
+        """Whether a row of the batch asks for it."""
+        ...
+
     def apply(self, scaled: torch.Tensor, layout: Layout) -> None:
         """Set dropped tokens of ``scaled``, logits over temperature, float32 [n, vocab], to -inf in place."""
         ...

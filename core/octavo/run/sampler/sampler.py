@@ -8,15 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from octavo.contracts.executor import RowStart
+from octavo.contracts.executor import Masks, RowStart
 from octavo.contracts.sampling import LogitsProcessor
 from octavo.ops.noise import draw, row_keys, token_words
+from octavo.ops.reference import mask_logits
 from octavo.run.sampler.allowed import AllowedTokens
 from octavo.run.sampler.bad_words import BadWords
 from octavo.run.sampler.bias import LogitBias
 from octavo.run.sampler.checks import check_ids
 from octavo.run.sampler.feature import Feature, Modifier, Remembering, Truncation
 from octavo.run.sampler.logprobs import AskedLogprobs, Logprobs, SampledLogprobs, logprobs_of
+from octavo.run.sampler.masks import apply_masks
 from octavo.run.sampler.min_p import MinP
 from octavo.run.sampler.min_tokens import MinTokens
 from octavo.run.sampler.penalties import Penalties
@@ -46,7 +48,8 @@ class Sampled:
 class Sampler:
     """Samples for up to ``max_rows`` requests at a time, each in a row of its own.
 
-    The order of things, as in vLLM: log-probabilities of the model's own distribution; allowed ids, bad words,
+    The order of things, as in vLLM: masks of structured outputs; log-probabilities of the model's distribution over
+    what these leave; allowed ids, bad words,
     minimum length, bias, penalties, plugins' processors; greedy rows take the highest logit; for the others
     temperature, min_p, top_k, top_p, and a draw. A row that asks for none of this costs nothing but the maximum.
     """
@@ -58,11 +61,13 @@ class Sampler:
         device: torch.device,
         processors: Sequence[LogitsProcessor] = (),
         draw: Callable[..., torch.Tensor] = draw,
+        mask_logits: Callable[..., None] = mask_logits,
     ) -> None:
         self._vocab_size = vocab_size
         self._max_rows = max_rows
         self._device = device
         self._race = draw
+        self._mask_logits = mask_logits
         self._processors = tuple(processors)
         self._plugins = Processors(processors, max_rows)
         penalties = Penalties(vocab_size, max_rows, device)
@@ -113,6 +118,12 @@ class Sampler:
         self._temperature[row] = 0
         for feature in self._features:
             feature.release(row)
+
+    def mask(self, logits: torch.Tensor, index: IntArray, masks: Masks) -> None:
+        """Before ``sample``: bar what ``masks`` bars. ``index`` int64 [n]: which row of its plan each position
+        is."""
+        with torch.inference_mode():
+            apply_masks(logits, index, masks, self._mask_logits, self._device)
 
     def sample(
         self, logits: torch.Tensor, rows: IntArray, positions: IntArray, drafts: Drafts | None = None
@@ -173,11 +184,13 @@ class Sampler:
     def _draw(self, logits: torch.Tensor, layout: Layout, drawn: Subset, positions: IntArray) -> torch.Tensor:
         """Tokens int64 [m] for the rows that are not greedy; their ``logits`` [m, vocab] are overwritten."""
         inner, temperature = layout.once("drawn", lambda: self._inner(drawn))
+        keys = upload(row_keys(self._seeds[drawn.rows], positions[drawn.index]), self._device)
+        if not any(truncation.wanted(inner) for truncation in self._truncations):
+            return self._race(logits, temperature, self._words, keys)
         scaled = logits.div_(temperature)
         for truncation in self._truncations:
             truncation.apply(scaled, inner)
-        keys = row_keys(self._seeds[drawn.rows], positions[drawn.index])
-        return self._race(scaled, self._words, upload(keys, self._device))
+        return self._race(scaled, None, self._words, keys)
 
     def _inner(self, drawn: Subset) -> tuple[Layout, torch.Tensor]:
         inner = Layout(drawn.rows, self._device)

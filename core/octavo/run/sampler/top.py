@@ -49,6 +49,9 @@ class TopKTopP:
     def release(self, row: int) -> None:
         self._flags.set(row, False)
 
+    def wanted(self, layout: Layout) -> bool:
+        return self._flags.select(layout) is not None
+
     def apply(self, scaled: torch.Tensor, layout: Layout) -> None:
         subset = self._flags.select(layout)
         if subset is None:

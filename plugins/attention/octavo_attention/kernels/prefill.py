@@ -74,6 +74,7 @@ def prefill_kernel(
     out,
     scale,
     soft_cap,
+    value_scale,
     query_token_stride,
     query_head_stride,
     table_stride,
@@ -128,5 +129,5 @@ def prefill_kernel(
         q, high, norm, acc, cache, table, head, length, position, full, hi, scale, soft_cap, KV_HEADS, HEAD_DIM,
         BLOCK_SIZE, WINDOW, SOFT_CAP, BLOCK_N, DIM, PRECISION, True,
     )  # fmt: skip
-    acc = acc / tl.maximum(norm, 1e-30)[:, None]
+    acc = acc * (value_scale / tl.maximum(norm, 1e-30))[:, None]
     tl.store(out + (at * (KV_HEADS * GROUP) + q_head) * HEAD_DIM + d[None, :], acc, mask=inside)

@@ -1,0 +1,1 @@
+"""Checkpoints of compressed-tensors (llm-compressor)."""

@@ -1,0 +1,1 @@
+"""INT8 weights and INT8 activations, as checkpoints bring them."""
