@@ -135,3 +135,9 @@ class AdapterSection(Section):
     name: str = Field(min_length=1, max_length=256, description="The `model` that clients ask for.")
     path: str = Field(description="A PEFT adapter folder.")
     pinned: bool = Field(default=False, description="Keep it on the device, whatever else is asked for.")
+
+
+class ResolverSection(Section):
+    """Where adapters are that clients may ask for before they were loaded."""
+
+    folder: str = Field(description="A folder with one PEFT adapter folder for each name.")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from octavo.engine.failures import restore
 from octavo.engine.links import Link
@@ -17,6 +19,7 @@ class AdapterCalls:
         self.loaded_at: dict[str, int] = {}
         self._link = link
         self._asked: dict[int, asyncio.Future[AdapterReply]] = {}
+        self._loading: dict[str, asyncio.Task[object]] = {}
 
     async def ask(self, message: LoadAdapter | UnloadAdapter) -> AdapterReply:
         """Send a message about an adapter and wait for the answer to it."""
@@ -30,6 +33,18 @@ class AdapterCalls:
         if reply.failure is not None:
             raise restore(reply.failure)
         return reply
+
+    async def once(self, name: str, load: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        """Load an adapter, once however many wait for it, and also if they go. Raises what ``load`` raises."""
+        if name not in self._loading:
+            task = self._loading[name] = asyncio.create_task(load())
+            task.add_done_callback(self._loaded)
+        await asyncio.shield(self._loading[name])
+
+    def _loaded(self, task: asyncio.Task[object]) -> None:
+        self._loading = {name: other for name, other in self._loading.items() if other is not task}
+        if not task.cancelled():
+            task.exception()  # whoever waited has seen it, unless they have gone
 
     def answered(self, reply: AdapterReply) -> None:
         """Also when nobody waits for it any more: the engine has loaded it all the same."""

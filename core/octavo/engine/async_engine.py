@@ -204,6 +204,7 @@ class AsyncEngine:
         prompt_ids, bad_word_ids = await self._off_loop(
             frontend.admission.prepare, prompt, params, add_special_tokens
         )
+        await self._resolve(rest.get("adapter"))
         self._serving()
         self._check_room(params.n)
         submit, answers = frontend.submit(prompt_ids, bad_word_ids, params, **rest)
@@ -282,6 +283,10 @@ class AsyncEngine:
         """Undo ``drain``."""
         self._unready = ""
 
+    def resolves(self, name: str) -> bool:
+        """See :class:`octavo.contracts.api.EngineClient`."""
+        return self._serving().resolve_adapter(name) is not None
+
     @property
     def model_name(self) -> str:
         """The name shown to clients."""
@@ -353,6 +358,12 @@ class AsyncEngine:
         """The engine has its own limit; this one keeps what it has not seen yet from piling up."""
         if len(self._streams) + count > self._capacity:
             raise OverloadedError(f"{len(self._streams)} answers are being worked on, the most that is allowed.")
+
+    async def _resolve(self, name: str | None) -> None:
+        """Load the adapter if it is known to the resolver alone."""
+        path = self._serving().resolve_adapter(name)
+        if name is not None and path is not None:
+            await self._adapters.once(name, lambda: self.load_adapter(name, path))
 
     def _note_adapter(self, reply: AdapterReply) -> None:
         self._loaded.note_adapter(reply)

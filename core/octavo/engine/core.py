@@ -223,6 +223,8 @@ class EngineCore:
                 self._submit(submit) if refusal is None else self._reject(submit, refusal)
         if self._adapters is not None and self._adapters.busy:
             self._outbox += self._adapters.poll()
+            for key, reason in self._adapters.lost():
+                self._report(self._scheduler.fail_adapter(key, reason))
         self._blocked = scheduled is None and not self._flying and self._scheduler.has_work
         self._keep_time(idle=scheduled is None and not self.busy)
 

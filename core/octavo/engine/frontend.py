@@ -18,6 +18,7 @@ from octavo.engine.admission import Admission, Limits, check_token_ids
 from octavo.engine.answers import Answers
 from octavo.engine.embedding import checkpoint_pooling
 from octavo.engine.messages import AdapterReply, LoadAdapter, Ready, Submit, UnloadAdapter
+from octavo.engine.resolver import FolderResolver
 from octavo.engine.tokenizer import NoTokenizerError, Tokenizer, load_tokenizer
 from octavo.errors import ConfigError, NotFoundError, RequestError, nearest
 from octavo.loading.profile import read_profile
@@ -65,6 +66,8 @@ class Frontend:
         self._longest_token = _longest_token(self.tokenizer)
         self._admission: Admission | None = None
         self.adapters: dict[str, ServedAdapter] = {}
+        wanted = config.lora.resolver if config.lora is not None else None
+        self._resolver = None if wanted is None else FolderResolver(wanted.folder)
         self._tickets = itertools.count(1)
         self._unloaded: dict[str, int] = {}  # ticket of the last unloading of a name
         self._next_id = 1
@@ -106,6 +109,12 @@ class Frontend:
         if name == self.profile.name:
             raise RequestError(f"{name!r} is the base model; give the adapter another name.", param="name")
         return LoadAdapter(next(self._tickets), name, os.path.abspath(path), bool(pinned))
+
+    def resolve_adapter(self, name: str | None) -> Path | None:
+        """Where an adapter is that must be loaded before it can be used; ``None`` if there is nothing to load."""
+        if name is None or name in self.adapters or self._resolver is None or name == self.profile.name:
+            return None
+        return self._resolver.find(name)
 
     def unload_adapter(self, name: str) -> UnloadAdapter:
         """The message to send. The name is gone at once for new requests."""

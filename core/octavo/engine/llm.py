@@ -246,15 +246,24 @@ class LLM:
         """Requests, admitted but not sent yet; each prompt with whether special tokens are added."""
         self._check_alive()
         count = len(prompts)
+        names = adapters_for(adapter, count)
+        self._resolve(names)
         each = zip(
             prompts,
             params_for(params, count),
-            adapters_for(adapter, count),
+            names,
             priorities_for(priority, count),
             strict=True,
         )
         with self._turn:
             return [self._admit(*prompt, wanted, name, rank, pooling) for prompt, wanted, name, rank in each]
+
+    def _resolve(self, names: Sequence[str | None]) -> None:
+        """Load the adapters that are known to the resolver alone."""
+        for name in dict.fromkeys(names):
+            path = self._frontend.resolve_adapter(name)
+            if name is not None and path is not None:
+                self.load_adapter(name, path)
 
     def _answer(self, jobs: Sequence[_Job], bar: bool) -> list[RequestOutput]:
         shown = tqdm(total=len(jobs), unit="prompt", disable=not bar)
@@ -315,6 +324,8 @@ class LLM:
                 self._core.handle(job.submit)
             for message in self._core.step():
                 self._take(message, live, finished)
+            if live and (patience := self._core.patience):  # all wait: for an adapter, or a policy
+                time.sleep(min(patience, _POLL_SECONDS))
 
     def _has_room(self, live: int, more: int) -> bool:
         return not live or live + more <= self._core.ready.max_queue

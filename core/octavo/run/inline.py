@@ -45,11 +45,12 @@ class InlineExecutor:
         proposer, bodies = guessing or (None, [])
         kv_dtype = torch_dtype(ctx.kv_dtype)
         weights += sum(body.memory.weights for body in bodies)
-        weights += parts.lora.reserved_bytes if parts.lora else 0
+        later = parts.lora.later_bytes if parts.lora else 0
+        weights += parts.lora.reserved_bytes + later if parts.lora else 0
         peak = None
         if device.type == "cuda":
             peak = measure_peak(model, parts.attention, ctx, kv_dtype, device)
-            weights = torch.cuda.memory_allocated(device)
+            weights = torch.cuda.memory_allocated(device) + later
         drafts = [body.memory for body in bodies]
         self.memory = divide_memory(resolved, model, parts.attention, weights, peak, drafts)
         self.depth = 0 if device.type == "cpu" else 1

@@ -84,6 +84,7 @@ class Runner:
             chosen = hidden.index_select(0, step.sampled_tokens)
             self._adapters.begin_logits(step.samples.rows)
             logits = self._model.logits(chosen) if len(chosen) else None
+            self._adapters.rest()
         pending = Pending(plan, self._rows, prompt_logprobs, pooled, self._forget)
         pending.sampling = partial(self._finish, plan, step, hidden, taps, logits)
         if not plan.masked:

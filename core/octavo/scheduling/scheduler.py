@@ -13,7 +13,8 @@ a prompt, a part of a prompt, or a recomputation: all the same here.
 3. Unless someone was preempted, waiting requests are admitted in the policy's order, up to the first that doesn't
    fit. A request starts behind the longest published prefix of its tokens (one token at least is left to compute).
    While others run, all its known tokens must fit and leave a few blocks free, or it would soon be preempted.
-   One whose adapter finds no slot on the device is passed over: see :mod:`octavo.scheduling.adapters`.
+   One whose adapter finds no slot on the device is passed over, and of one priority those come last whose adapter
+   has its share of the rows: see :mod:`octavo.scheduling.adapters`.
 4. A full block is published as soon as its tokens are known and its computation is granted. Requests admitted in
    the very same step may share it: in each layer, all keys and values are written before any is read.
 5. `schedule` may be called again before `update` has brought the last step's tokens (overlap): these count as
@@ -31,7 +32,7 @@ ends with "length": that depends on sizes alone, never on who else is running.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -122,6 +123,13 @@ class Scheduler:
         if request is not None:
             self._finish(request, reason)
         return request
+
+    def fail_adapter(self, key: int, reason: str) -> list[Progress]:
+        """End all waiting requests of an adapter that can't be had."""
+        failed = [request for request in self._ledger.waiting if request.adapter_key == key]
+        for request in failed:
+            self._finish(request, "error")
+        return [Progress(request, [], finish_reason="error", error=reason) for request in failed]
 
     def schedule(self) -> Scheduled | None:
         """The next step, or ``None`` when there is nothing to compute now.
@@ -270,14 +278,26 @@ class Scheduler:
             return  # whoever came would need a block
         if not self._prompt_budget(step):
             return
-        ledger.adapters.begin(step.number)
-        waiting = tuple(ledger.waiting)
-        for index in self._policy.order(waiting, self._load()):
-            request = waiting[index]
+        ledger.adapters.begin(step.number, self._max_sequences)
+        for request in self._in_turn(tuple(ledger.waiting)):
             if request.pending or not ledger.adapters.admits(request.adapter_key):
                 continue
             if not self._start(request, step) or not step.prompt_left or not ledger.free_rows:
                 return
+
+    def _in_turn(self, waiting: tuple[Request, ...]) -> Iterator[Request]:
+        """In the policy's order, but among equals those last whose adapter has its share of the rows."""
+        later: list[Request] = []
+        for index in self._policy.order(waiting, self._load()):
+            request = waiting[index]
+            if later and later[0].priority != request.priority:
+                yield from later
+                later = []
+            if self._ledger.adapters.crowded(request.adapter_key):
+                later.append(request)
+            else:
+                yield request
+        yield from later
 
     def _start(self, request: Request, step: StepBuilder) -> bool:
         """Admit a waiting request; False when the blocks don't suffice."""

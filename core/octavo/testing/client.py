@@ -166,6 +166,10 @@ class ScriptedClient:
         base = ServedModel(self.model_name, "/models/scripted", None, self.max_length, 1)
         return [base, *(ServedModel(name, name, self.model_name, self.max_length, 2) for name in self.adapters)]
 
+    def resolves(self, name: str) -> bool:
+        """Nothing is ever looked up."""
+        return False
+
     def stats(self) -> EngineStats:
         """What ``figures`` says."""
         return self.figures

@@ -104,4 +104,4 @@ def draw(
         TILES=_TILES,
         num_warps=4,
     )
-    return token.gather(1, best.argmax(dim=1, keepdim=True)).squeeze(1)
+    return token.gather(1, best.max(dim=1, keepdim=True).indices).squeeze(1)
