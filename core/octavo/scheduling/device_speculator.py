@@ -64,10 +64,8 @@ class DeviceSpeculator:
                 request.drafts = [GUESSED] * length
         wanted = 0 if self.off else self._choose(running)
         self.resting = wanted == 0 and not any(request.guessed for request in running)
-        pending = any(
-            request.pending for request in running
-        )  # its end is not known: the rest ends with the next step
-        self.guess = 0 if pending else wanted
+        # Where a token is still on the device, the rest ends with this step and guessing begins with the next.
+        self.guess = 0 if any(request.pending for request in running) else wanted
 
     def released(self, rows: Sequence[int]) -> None:
         for row in rows:
