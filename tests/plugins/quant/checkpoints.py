@@ -100,7 +100,7 @@ def ranked(folder: Path, ids: list[int], size: int, rendezvous: Path) -> list[Te
         )
         for rank in range(size)
     ]
-    outputs = [process.communicate(timeout=120)[0] for process in started]
+    outputs = [process.communicate(timeout=280)[0] for process in started]
     assert [process.returncode for process in started] == [0] * size
     return [torch.tensor(json.loads(output)) for output in outputs]
 
