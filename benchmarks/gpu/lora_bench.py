@@ -86,7 +86,8 @@ class Case:
             name: torch.randn(tokens, sum(outputs), device=DEVICE).bfloat16()
             for name, (_, outputs) in SITES.items()
         }
-        self.launches = {name: [SiteLaunch(store) for store in stores] for name, stores in self.stores.items()}
+        early = torch.cuda.get_device_capability() >= (9, 0)
+        self.launches = {name: [SiteLaunch(one, early) for one in stores] for name, stores in self.stores.items()}
 
     def site(self, name: str, copy: int) -> None:
         self.launches[name][copy](self.x[SITES[name][0]], self.outs[name], self.tiles)

@@ -1,6 +1,6 @@
 """Times weight-only INT4 and INT8 products against bfloat16 on one GPU, in the shapes of an 8B model's layers.
 
-    python benchmarks/gpu/quant_bench.py [--sweep] [--bits 4 8] [--tokens 1 8 16 32 64 256 2048 8192] [--json FILE]
+    python benchmarks/gpu/quant_bench.py [--sweep] [--bits 4 8] [--tokens 1 8 16 …] [--json FILE]
 
 Every figure runs over several copies of the weights in turn inside one CUDA graph, as the layers of a model do, so
 that nothing is found in the L2 cache. Each result is checked against the dequantised weight before it is timed.
@@ -15,7 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from octavo_quant.grouped.launch import Tile, dequantised_product, packed_linear
 from octavo_quant.grouped.weights import pack_for_kernels
 
 SHAPES = {"qkv": (6144, 4096), "output": (4096, 4096), "gate_up": (28672, 4096), "down": (4096, 14336)}
-TOKENS = (1, 8, 16, 32, 64, 256, 2048, 8192)
+TOKENS = (1, 8, 16, 32, 64, 256, 1024, 2048, 8192)
 GROUP = 128
 COLD = 256e6  # bytes of weights in turn: several times the L2 cache
 CHUNKS = (1 << 23, 1 << 24, 1 << 25, 1 << 26, 1 << 27)
@@ -85,12 +85,12 @@ def tiles_for(tokens: int) -> Iterator[Tile]:
         shapes = [(32, 64, 4, False), (32, 64, 4, True), (32, 128, 4, True), (32, 128, 8, True)]
     elif tokens <= 64:
         shapes = [(64, 64, 4, True), (64, 128, 4, True), (64, 128, 8, True), (32, 128, 4, True)]
-    elif tokens <= 256:
+    elif tokens <= 1024:
         shapes = [(64, 128, 8, True), (128, 128, 8, True), (64, 256, 8, True), (128, 64, 4, True)]
     for block_m, block_n, warps, swap in shapes:
         for stages in (3, 5) if block_m <= 16 else (3, 4):
-            for share in (1, 2, 3, 4, 6) if block_m <= 16 else (1, 2, 3):
-                yield Tile(
+            for share in (1, 2, 3, 4, 6, 8) if block_m <= 16 else (1, 2, 3):
+                tile = Tile(
                     block_m=block_m,
                     block_n=block_n,
                     programs=132 * share,
@@ -98,6 +98,9 @@ def tiles_for(tokens: int) -> Iterator[Tile]:
                     stages=stages,
                     swap=swap,
                 )
+                yield tile
+                if tokens == 1 and stages == 3:
+                    yield replace(tile, early=False)
 
 
 def compile_tile(job: tuple[Tile, int]) -> str:
@@ -107,7 +110,7 @@ def compile_tile(job: tuple[Tile, int]) -> str:
         weights = weights_of(tile.block_n * 2, 2048, bits)
         x = torch.zeros(tile.block_m, 2048, dtype=torch.bfloat16, device="cuda")
         for programs in (1, 64):
-            product(x, weights, None, Tile(**{**asdict(tile), "programs": programs}))
+            product(x, weights, None, replace(tile, programs=programs))
         torch.cuda.synchronize()
     except Exception as error:
         return f"{tile}: {type(error).__name__}: {error}"[:200]
@@ -117,7 +120,7 @@ def compile_tile(job: tuple[Tile, int]) -> str:
 def precompile(bits: list[int], tokens: list[int]) -> None:
     """All tiles of the sweep, eight at a time."""
     began = time.time()
-    kinds = {Tile(**{**asdict(tile), "programs": 1}) for count in tokens for tile in tiles_for(count)}
+    kinds = {replace(tile, programs=1) for count in tokens for tile in tiles_for(count)}
     with ProcessPoolExecutor(12, mp_context=get_context("spawn")) as pool:
         for trouble in pool.map(compile_tile, [(tile, each) for each in bits for tile in kinds]):
             if trouble:

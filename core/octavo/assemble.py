@@ -57,7 +57,7 @@ class Resolved:
 
     @property
     def speculates(self) -> bool:
-        """Whether tokens are guessed ahead. Steps then don't overlap: a draft follows the last step's tokens."""
+        """Whether tokens are guessed ahead."""
         return "proposer" in self.choices
 
     def build_processors(self) -> list[LogitsProcessor]:

@@ -54,11 +54,17 @@ class NotFoundError(RequestError):
 class OverloadedError(RequestError):
     """The queue is full. ``retry_after`` is in seconds."""
 
-    status = 503
+    status = 429
 
     def __init__(self, message: str, *, retry_after: int = 1) -> None:
         super().__init__(message, code="overloaded")
         self.retry_after = retry_after
+
+
+class NotReadyError(OverloadedError):
+    """No requests are taken now: the engine starts, or is about to stop."""
+
+    status = 503
 
 
 class EngineDeadError(OctavoError):

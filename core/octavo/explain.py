@@ -111,8 +111,8 @@ def _slots(resolved: Resolved) -> list[SlotReport]:
     reports = []
     for key, choice in resolved.choices.items():
         options = choice.options.model_dump(mode="json", exclude_defaults=True)
-        # What it costs: see EngineCore.
-        reason = f"{choice.reason}; steps do not overlap" if key == "proposer" else choice.reason
+        # What it costs: see Scheduler.overlaps.
+        reason = f"{choice.reason}; steps overlap while it rests" if key == "proposer" else choice.reason
         if isinstance(choice.record, QuantizationRecord) and (remark := choice.record.remark(resolved.context)):
             reason = f"{reason}; {remark}"
         reports.append(SlotReport(key, choice.name, choice.label, reason, options, choice.candidates))

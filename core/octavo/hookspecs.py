@@ -104,6 +104,12 @@ def octavo_executors() -> Iterable[records.ExecutorRecord]:
 
 
 @hookspec
+def octavo_tool_parsers() -> Iterable[records.ToolParserRecord]:
+    """Contribute ways in which models write tool calls, for API surfaces to read."""
+    return ()
+
+
+@hookspec
 def octavo_api_surfaces() -> Iterable[records.ApiRecord]:
     """Contribute HTTP surfaces. Served only where the configuration names them."""
     return ()

@@ -54,7 +54,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         _coerce_sequences(self)
         for name, kind in _TYPES.items():
             _check_type(name, getattr(self, name), kind)
-        for name, (low, high, text) in _RANGES.items():
+        for name, (low, high, text) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not (low <= value <= high):
                 raise RequestError(f"{name} must be {text}, not {value}.", param=name)
@@ -84,7 +84,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
 
 _INF: Final = math.inf
-_RANGES: Final[dict[str, tuple[float, float, str]]] = {
+RANGES: Final[dict[str, tuple[float, float, str]]] = {
     "n": (1, MAX_SEQUENCES_PER_REQUEST, f"between 1 and {MAX_SEQUENCES_PER_REQUEST}"),
     "temperature": (0.0, 100.0, "between 0 and 100"),
     "top_p": (math.ulp(0.0), 1.0, "greater than 0 and at most 1"),
@@ -99,6 +99,8 @@ _RANGES: Final[dict[str, tuple[float, float, str]]] = {
     "logprobs": (0, MAX_LOGPROBS, f"between 0 and {MAX_LOGPROBS}"),
     "prompt_logprobs": (0, MAX_LOGPROBS, f"between 0 and {MAX_LOGPROBS}"),
 }
+"""Lowest and highest value of each number, and both in words."""
+
 _TYPES: Final[dict[str, str]] = {
     "n": "int",
     "temperature": "float",

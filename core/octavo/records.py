@@ -133,9 +133,13 @@ class QuantizationRecord(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionRecord(Record):
-    """``build`` returns an :class:`octavo.contracts.attention.AttentionBackend`."""
+    """``build`` returns an :class:`octavo.contracts.attention.AttentionBackend`.
+
+    ``compiles_ahead``: its kernels are launched through :func:`octavo.ahead.launch`.
+    """
 
     graph_safe: bool = False
+    compiles_ahead: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,9 +151,13 @@ class LoraRecord(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpRecord(Record):
-    """Another implementation of one operation of :mod:`octavo.ops`; ``op`` is its name there."""
+    """Another implementation of one operation of :mod:`octavo.ops`; ``op`` is its name there.
+
+    ``compiles_ahead``: it runs on the meta device, its kernels launched through :func:`octavo.ahead.launch`.
+    """
 
     op: str
+    compiles_ahead: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,6 +215,21 @@ class LogitsProcessorRecord(Record):
 class ExecutorRecord(Record):
     """``build(resolved, options)`` returns an :class:`octavo.contracts.executor.Executor`; ``resolved`` is an
     :class:`octavo.assemble.Resolved`. ``supports`` says whether it runs as many ranks as the context asks for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToolParserRecord(Record):
+    """``build(tools)`` returns a :class:`octavo.contracts.tools.ToolParser` for one answer; ``tools`` are the
+    request's, as OpenAI's API has them.
+
+    ``detect``: whether a chat template (Jinja source) has its model write calls like this. ``special_tokens``: the
+    marks of a call may be special tokens, which answers must then keep. ``id_length``: of the ids of calls, where
+    the template is particular about it.
+    """
+
+    detect: Callable[[str], bool] = field(default=lambda _: False)
+    special_tokens: bool = False
+    id_length: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

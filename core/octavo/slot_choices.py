@@ -145,7 +145,7 @@ def _quantization(config: LaunchConfig, host: PluginHost, ctx: Context) -> Choic
         use,
         decide=partial(host.select_quantization, ctx),
         options=_options(config.quantization.options),
-        judge=_judge_scheme if stored is not None or unused else None,
+        judge=_judge_scheme if stored is not None else _judge_taker if unused else None,
         path="quantization.use",
         hint=host.not_loaded(),
     )
@@ -173,6 +173,10 @@ def _structured(config: LaunchConfig, host: PluginHost, ctx: Context) -> Choice[
 
 def _judge_scheme(record: QuantizationRecord, ctx: Context) -> str | None:
     return record.supports(ctx) if record.detect(ctx.model) else _UNDETECTED
+
+
+def _judge_taker(record: QuantizationRecord, ctx: Context) -> str | None:
+    return None if _takes(record, ctx) else _UNDETECTED
 
 
 def _detects(record: QuantizationRecord, profile: ModelProfile) -> bool:

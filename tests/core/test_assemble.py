@@ -172,6 +172,28 @@ class Schemes:
         yield QuantizationRecord(name="late", summary="While loading.", build=object, automatic=False)
 
 
+class Takers:
+    """A scheme for checkpoints that name none, as .gguf files do, on a GPU alone."""
+
+    def __init__(self, reason: str | None) -> None:
+        self.reason = reason
+
+    @hookimpl
+    def octavo_quantizations(self) -> Any:
+        yield QuantizationRecord(
+            name="taker", summary="", build=object, detect=lambda _: True, supports=lambda _: self.reason
+        )
+        # Written for quantised checkpoints only.
+        yield QuantizationRecord(name="q4", summary="", build=object, detect=lambda p: p.quantization["bits"] == 4)
+
+
+def test_a_scheme_may_take_checkpoints_that_name_none(model: Any) -> None:
+    assert decide(model(), {}, Takers(None)).choices["quantization"].name == "taker"
+    assert "quantization" not in decide(model(), {"quantization": "none"}, Takers(None)).choices
+    absent = decide(model(), {}, Takers("needs a GPU")).absent["quantization"]
+    assert absent.reason == "the checkpoint is not quantised"
+
+
 def test_a_quantised_checkpoint_finds_its_scheme(model: Any) -> None:
     path = model(quantization_config={"quant_method": "q4"})
     assert decide(path, {}, Schemes()).choices["quantization"].name == "q4"

@@ -48,13 +48,23 @@ def oracle(base: Path, adapter: Path | None) -> list[int]:
     return found
 
 
+def hidden(base: Path, adapter: Path) -> list[float]:
+    """The mean over the last layer's hidden states."""
+    model: Any = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = peft.PeftModel.from_pretrained(model, str(adapter)).eval()
+    with torch.no_grad():
+        states = model(input_ids=torch.tensor([PROMPT]), output_hidden_states=True).hidden_states[-1][0]
+    found: list[float] = states.mean(0).tolist()
+    return found
+
+
 def test_adapters_are_models_of_the_surface(folders: tuple[Path, Path]) -> None:
     base, adapter = folders
     lora = {"use": "torch", "adapters": [{"name": "sql", "path": str(adapter)}]}
 
     async def scenario() -> None:
         async with AsyncEngine(str(base), inline=True, lora=lora, cache={"blocks": 100}) as engine:
-            app = build_app([("openai", build(engine, OpenAIOptions()))])
+            app = build_app([("openai", build(engine, OpenAIOptions(admin_key="boss")))])
             transport = httpx.ASGITransport(app=app)
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
                 listed = (await http.get("/v1/models")).json()["data"]
@@ -69,8 +79,21 @@ def test_adapters_are_models_of_the_surface(folders: tuple[Path, Path]) -> None:
                 refused = await http.post("/v1/completions", json={**body, "model": "sqll"})
                 assert refused.status_code == 404
                 assert "Did you mean 'sql'" in refused.json()["error"]["message"]
-                await engine.unload_adapter("sql")
+                key = {"authorization": "Bearer boss"}
+                named = {"lora_name": "sql"}
+                assert (await http.post("/v1/unload_lora_adapter", json=named, headers=key)).status_code == 200
                 gone = await http.post("/v1/completions", json={**body, "model": "sql"})
                 assert gone.status_code == 404
+                wrong = {"lora_name": "sql", "lora_path": str(base)}
+                answer = await http.post("/v1/load_lora_adapter", json=wrong, headers=key)
+                assert (answer.status_code, answer.json()["error"]["param"]) in ((400, "path"), (404, "path"))
+                loaded = {"lora_name": "fresh", "lora_path": str(adapter)}
+                answer = (await http.post("/v1/load_lora_adapter", json=loaded, headers=key)).json()
+                assert (answer["name"], answer["rank"]) == ("fresh", 4)
+                asked = {"input": PROMPT, "model": "fresh", "pooling": "mean", "normalize": False}
+                vector = (await http.post("/v1/embeddings", json=asked)).json()["data"][0]["embedding"]
+                assert vector == pytest.approx(hidden(base, adapter), abs=1e-3)
+                plain = (await http.post("/v1/embeddings", json={**asked, "model": "base"})).json()
+                assert plain["data"][0]["embedding"] != pytest.approx(vector, abs=1e-2)
 
     asyncio.run(scenario())

@@ -275,6 +275,15 @@ def test_a_draft_equal_to_its_target_is_right_at_any_temperature(temperature, fo
     assert stats.steps < 0.75 * stats.generated_tokens
 
 
+def test_each_request_tells_what_was_drafted_for_it(folder, prompts, drafts) -> None:
+    params = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True)
+    with LLM(str(folder), speculation=guessing(drafts["noisy"])) as llm:
+        metrics = [output.metrics for output in llm.generate(prompts, params)]
+        stats = llm.stats()
+    assert sum(each.drafted_tokens for each in metrics) == stats.drafted > 0
+    assert sum(each.accepted_tokens for each in metrics) == stats.accepted > 0
+
+
 def test_a_draft_model_has_its_own_quantisation_and_its_target_too(folder, prompts, drafts) -> None:
     params = SamplingParams(max_tokens=25, temperature=0.0, ignore_eos=True)
     with LLM(str(folder), quantization="int8") as llm:
@@ -416,7 +425,9 @@ def test_the_configuration_says_what_speculates(folder) -> None:
         return explain(resolve(config, host)).text()
 
     assert "proposer: none (not asked for)" in explained()
-    assert "proposer: ngram (named in speculation.use; steps do not overlap" in explained(speculation="ngram")
+    assert "proposer: ngram (named in speculation.use; steps overlap while it rests" in explained(
+        speculation="ngram"
+    )
     assert "tokens = 3" in explained(speculation={"use": "ngram", "options": {"tokens": 3}})
     with pytest.raises(ConfigError, match="ngram"):
         explained(speculation="ngrams")

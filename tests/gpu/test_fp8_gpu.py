@@ -1,4 +1,4 @@
-"""FP8 and INT8 linears on a GPU: the kernels against float64, and whole engines."""
+"""FP8, INT8 and codebook linears on a GPU: the kernels against float64, and whole engines."""
 
 from __future__ import annotations
 
@@ -33,6 +33,12 @@ def test_kernels(dtype: str) -> None:
     import torch
 
     assert load("fp8_cases").run("cuda", getattr(torch, dtype))
+
+
+def test_codebook_kernels() -> None:
+    import torch
+
+    assert load("codebook_cases").run("cuda", torch.bfloat16)
 
 
 def test_cublas_takes_a_scale_for_each_token_and_output() -> None:

@@ -24,7 +24,7 @@ def _cases():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_cases(dtype: torch.dtype) -> None:
-    assert _cases().run("cuda", dtype)
+    assert _cases().run("cuda", dtype, step=1 if dtype == torch.bfloat16 else 4)  # each costs a compilation
 
 
 @pytest.mark.parametrize("tokens", [1, 17, 64, 100, 700])

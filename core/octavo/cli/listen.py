@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import socket
+import ssl
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -40,6 +41,41 @@ class Served:
     def address(self) -> tuple[str, int]:
         """Host and port; the defaults where the surface's options have none."""
         return getattr(self.options, "host", DEFAULT_HOST), getattr(self.options, "port", DEFAULT_PORT)
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """Files for HTTPS: a PEM chain, and its private key where that is not in the same file."""
+
+    certfile: str
+    keyfile: str | None
+
+    def check(self) -> None:
+        """Raise :class:`ConfigError` for files that can't be used, before anything is loaded."""
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certfile, self.keyfile, password="")
+        except (OSError, ssl.SSLError) as error:
+            where = self.certfile if self.keyfile is None else f"{self.certfile} and {self.keyfile}"
+            raise ConfigError(f"can't be used for HTTPS ({where}): {error}", "certfile") from error
+
+
+def certificate_of(group: Sequence[Served]) -> Certificate | None:
+    """What surfaces that share a server say of HTTPS, checked. Raises :class:`ConfigError` where they differ."""
+    found = {
+        (getattr(each.options, "certfile", None), getattr(each.options, "keyfile", None))
+        for each in group
+        if hasattr(each.options, "certfile")
+    }
+    if len(found) > 1:
+        raise ConfigError("surfaces on one address must agree on certfile and keyfile.", "api")
+    certfile, keyfile = next(iter(found), (None, None))
+    if certfile is None:
+        if keyfile is not None:
+            raise ConfigError("needs certfile.", "keyfile")
+        return None
+    certificate = Certificate(certfile, keyfile)
+    certificate.check()
+    return certificate
 
 
 def served(config: LaunchConfig, host: PluginHost) -> list[Served]:

@@ -8,7 +8,7 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from octavo.cli.arguments import add_config
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from octavo.cli.listen import Served
-    from octavo.cli.serving import Listeners, ServedEngine
+    from octavo.cli.serving import Listeners
     from octavo.config.launch import LaunchConfig
+    from octavo.engine.async_engine import AsyncEngine
     from octavo.plugins.host import PluginHost
 
 _CHAT: Final = "/v1/chat/completions"
@@ -45,20 +46,22 @@ def run(args: argparse.Namespace) -> int:
     """Serve until a signal comes."""
     began = time.monotonic()
     _set_up_logging(args.log_level)
-    from octavo.cli.listen import by_address, open_socket
+    from octavo.cli.listen import by_address, certificate_of, open_socket
 
     config, host, surfaces = _launch(args)
     groups = by_address(surfaces)
+    secure = [certificate_of(group) is not None for group in groups.values()]
     listeners: Listeners = [(open_socket(*address), group) for address, group in groups.items()]
 
     from octavo.cli.serving import serve
 
-    def announce(engine: ServedEngine, apps: Sequence[FastAPI]) -> None:
-        for (listener, group), app in zip(listeners, apps, strict=True):
-            _announce(engine, listener, group, app, time.monotonic() - began)
+    def announce(engine: AsyncEngine, apps: Sequence[FastAPI]) -> None:
+        for (listener, group), app, safe in zip(listeners, apps, secure, strict=True):
+            _announce(engine, _url(listener, safe), group, app, time.monotonic() - began)
 
     try:
-        return asyncio.run(serve(config, host, listeners, drain=args.drain, announce=announce))
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(serve(config, host, listeners, drain=args.drain, announce=announce))
     finally:
         for listener, _ in listeners:
             listener.close()
@@ -90,15 +93,22 @@ def _set_up_logging(level: str) -> None:
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
 
-def _announce(
-    engine: ServedEngine, listener: socket.socket, group: Sequence[Served], app: FastAPI, seconds: float
-) -> None:
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's event loop where it is installed (the extra ``speed``), else asyncio's own."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def _announce(engine: AsyncEngine, url: str, group: Sequence[Served], app: FastAPI, seconds: float) -> None:
     from octavo.cli.listen import routes_of
 
-    url = _url(listener)
     names = ", ".join(each.record.name for each in group)
     _log.info("%s is ready at %s (%s) after %.1f s", engine.model_name, url, names, seconds)
-    if any(path == _CHAT for path, _ in routes_of(app.router, "")):
+    if engine.has_chat_template and any(path == _CHAT for path, _ in routes_of(app.router, "")):
         _log.info(
             "try: curl %s%s -H 'Content-Type: application/json' "
             """-d '{"messages": [{"role": "user", "content": "What is the capital of France?"}]}'""",
@@ -107,8 +117,9 @@ def _announce(
         )
 
 
-def _url(listener: socket.socket) -> str:
+def _url(listener: socket.socket, secure: bool) -> str:
     """Where this machine reaches ``listener``."""
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if secure else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import signal
 import socket
@@ -16,9 +15,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
-from octavo.cli.listen import Served, build_app
+from octavo.cli.listen import Certificate, Served, build_app, certificate_of
 from octavo.config.launch import LaunchConfig
-from octavo.contracts.api import Health
 from octavo.engine.async_engine import AsyncEngine
 from octavo.errors import EngineDeadError
 from octavo.plugins.host import PluginHost
@@ -34,19 +32,6 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _log = logging.getLogger("octavo.serve")
 
 Listeners = Sequence[tuple[socket.socket, Sequence[Served]]]
-
-
-class ServedEngine(AsyncEngine):
-    """An engine that can be closed to new requests while those under way go on."""
-
-    draining = False
-
-    def health(self) -> Health:
-        """Not ready while draining."""
-        health = super().health()
-        if self.draining and health.ready:
-            return dataclasses.replace(health, ready=False, reason="shutting down")
-        return health
 
 
 class Requests:
@@ -67,7 +52,7 @@ async def serve(
     listeners: Listeners,
     *,
     drain: float,
-    announce: Callable[[ServedEngine, Sequence[FastAPI]], None],
+    announce: Callable[[AsyncEngine, Sequence[FastAPI]], None],
 ) -> int:
     """Serve until a signal comes or the engine dies; the exit code. ``drain`` is in seconds.
 
@@ -75,18 +60,18 @@ async def serve(
     """
     wishes = Requests()
     with _signals(wishes.signalled):
-        engine = ServedEngine.from_launch(config, host)
+        engine = AsyncEngine.from_launch(config, host)
         starting = asyncio.create_task(engine.start())
         servers = _Servers()
         try:
             await asyncio.to_thread(_import_http)
             apps = [_app(engine, surfaces) for _, surfaces in listeners]
-            for app, (listener, _) in zip(apps, listeners, strict=True):
-                await servers.start(app, listener)
+            for app, (listener, surfaces) in zip(apps, listeners, strict=True):
+                await servers.start(app, listener, certificate_of(surfaces))
             if await _started(starting, wishes):
                 announce(engine, apps)
                 await _until_over(engine, wishes)
-                engine.draining = True
+                engine.drain("shutting down")
                 await _drain(servers, wishes, drain)
             return 0 if engine.health().alive else 1
         finally:
@@ -102,7 +87,7 @@ def _import_http() -> None:
     import uvicorn  # noqa: F401
 
 
-def _app(engine: ServedEngine, surfaces: Sequence[Served]) -> FastAPI:
+def _app(engine: AsyncEngine, surfaces: Sequence[Served]) -> FastAPI:
     return build_app([(each.record.name, each.record.build(engine, each.options)) for each in surfaces])
 
 
@@ -118,7 +103,7 @@ async def _started(starting: asyncio.Task[None], wishes: Requests) -> bool:
         stop.cancel()
 
 
-async def _until_over(engine: ServedEngine, wishes: Requests) -> None:
+async def _until_over(engine: AsyncEngine, wishes: Requests) -> None:
     while not wishes.stop.is_set():
         health = engine.health()
         if not health.alive:
@@ -143,9 +128,9 @@ class _Servers:
         self._servers: list[uvicorn.Server] = []
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self, app: FastAPI, listener: socket.socket) -> None:
+    async def start(self, app: FastAPI, listener: socket.socket, certificate: Certificate | None) -> None:
         """Serve ``app``; returns when connections are taken."""
-        server = _quiet_server(app)
+        server = _quiet_server(app, certificate)
         task = asyncio.create_task(server.serve([listener]))
         self._servers.append(server)
         self._tasks.append(task)
@@ -167,7 +152,7 @@ class _Servers:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-def _quiet_server(app: FastAPI) -> uvicorn.Server:
+def _quiet_server(app: FastAPI, certificate: Certificate | None) -> uvicorn.Server:
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -184,6 +169,8 @@ def _quiet_server(app: FastAPI) -> uvicorn.Server:
         server_header=False,
         timeout_keep_alive=_IDLE_SECONDS,
         timeout_graceful_shutdown=_LAST_WORDS_SECONDS,
+        ssl_certfile=None if certificate is None else certificate.certfile,
+        ssl_keyfile=None if certificate is None else certificate.keyfile,
     )
     return Server(config)
 

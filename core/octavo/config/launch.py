@@ -15,6 +15,7 @@ from octavo.config.schema import (
     Options,
     ParallelSection,
     PluginsSection,
+    ResolverSection,
     SchedulerLimits,
     Section,
     StructuredLimits,
@@ -79,6 +80,12 @@ class LoraSection(Section):
     use: Use = Field(default="auto", description="LoRA backend; `auto`: the best that works here.")
     options: Options = Field(default={}, description="Options of the backend that `use` names.")
     adapters: list[AdapterSection] = Field(default=[], description="Adapters that are there from the start.")
+    host_memory_gib: float = Field(
+        default=8.0, gt=0, description="Host memory for adapters, in GiB; the others are read again when need be."
+    )
+    resolver: ResolverSection | None = Field(
+        default=None, description="Where to look for adapters that are not loaded; absent: nowhere."
+    )
 
 
 class ProcessorSection(Section):

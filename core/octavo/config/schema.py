@@ -104,7 +104,7 @@ class SchedulerLimits(Section):
     max_batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto", description="Token budget of one step; auto: 1024 on a CPU, 8192 on a GPU."
     )
-    max_queue: int = Field(default=4096, ge=1, description="Waiting requests; one more is refused with 503.")
+    max_queue: int = Field(default=4096, ge=1, description="Waiting requests; one more is refused with 429.")
 
 
 class StructuredLimits(Section):
@@ -135,3 +135,9 @@ class AdapterSection(Section):
     name: str = Field(min_length=1, max_length=256, description="The `model` that clients ask for.")
     path: str = Field(description="A PEFT adapter folder.")
     pinned: bool = Field(default=False, description="Keep it on the device, whatever else is asked for.")
+
+
+class ResolverSection(Section):
+    """Where adapters are that clients may ask for before they were loaded."""
+
+    folder: str = Field(description="A folder with one PEFT adapter folder for each name.")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
     from fastapi import APIRouter
 
+    from octavo.contracts.lora import ServedAdapter
     from octavo.params import SamplingParams
+    from octavo.records import ToolParserRecord
 
 
 @dataclass(slots=True)
@@ -31,6 +34,7 @@ class PromptInfo:
     token_ids: list[int]
     cached_tokens: int
     logprobs: list[TokenLogprob | None] | None
+    queue_time: float | None = None  # seconds from arrival to being scheduled
 
 
 @dataclass(slots=True)
@@ -48,6 +52,19 @@ class Delta:
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     prompt: PromptInfo | None = None
+
+
+POOLINGS: Final = ("last", "mean")
+"""How the hidden states of a prompt become one vector: that of the last token, or the mean over all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """A prompt as a vector: float32 [size]."""
+
+    values: np.ndarray
+    prompt_tokens: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +123,8 @@ class RequestSummary:
     queue_time: float | None
     time_to_first_token: float | None
     duration: float
+    drafted_tokens: int = 0  # guessed ahead and verified
+    accepted_tokens: int = 0  # of them right
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +156,16 @@ class EngineClient(Protocol):
     def has_chat_template(self) -> bool: ...
 
     @property
+    def chat_template(self) -> str:
+        """Jinja source of the chat template for requests with tools; empty where there is none."""
+        ...
+
+    @property
+    def tool_parsers(self) -> Mapping[str, ToolParserRecord]:
+        """What plugins contribute through ``octavo_tool_parsers``, by name. Known from the start."""
+        ...
+
+    @property
     def default_sampling(self) -> Mapping[str, Any]:
         """From the checkpoint's generation_config.json: temperature, top_p … under the request's own values."""
         ...
@@ -160,12 +189,37 @@ class EngineClient(Protocol):
         """
         ...
 
+    async def embed(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        pooling: str | None = None,
+        dimensions: int | None = None,
+        normalize: bool = True,
+        request_id: str | None = None,
+        adapter: str | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        arrival: Arrival | None = None,
+        add_special_tokens: bool = True,
+    ) -> Embedding:
+        """The hidden states of the model's last layer over a prompt, pooled: one of ``POOLINGS``, or what the
+        checkpoint says, else ``last``. The first ``dimensions`` of them; scaled to length 1 if ``normalize``.
+
+        Cancelling the call aborts the request. Raises :class:`octavo.errors.RequestError` like ``generate``.
+        """
+        ...
+
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Tokenise, off the event loop. Refuses text that can't fit the context before tokenising it."""
         ...
 
     async def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """Text of token ids; raises :class:`octavo.errors.RequestError` for ids out of range."""
+        ...
+
+    async def token_texts(self, token_ids: Sequence[int]) -> list[str]:
+        """Each token's own text, spaces included; unfinished UTF-8 becomes U+FFFD."""
         ...
 
     async def render_chat(
@@ -181,11 +235,32 @@ class EngineClient(Protocol):
         ...
 
     def models(self) -> list[ServedModel]: ...
+
+    def resolves(self, name: str) -> bool:
+        """Whether an adapter that is not among ``models`` would be found and loaded by asking for it."""
+        ...
+
     def stats(self) -> EngineStats: ...
     def health(self) -> Health: ...
 
     async def reset_prefix_cache(self) -> None:
         """Forget cached blocks that no request uses."""
+        ...
+
+    async def load_adapter(self, name: str, path: str, *, pinned: bool = False) -> ServedAdapter:
+        """Serve the adapter in folder ``path`` as ``name``. Raises :class:`octavo.errors.RequestError`."""
+        ...
+
+    async def unload_adapter(self, name: str) -> None:
+        """Take no more requests for an adapter; returns when its last one has ended."""
+        ...
+
+    def drain(self, reason: str = "draining") -> None:
+        """Be unready, so that surfaces refuse new requests; those under way go on."""
+        ...
+
+    def resume(self) -> None:
+        """Undo ``drain``."""
         ...
 
 

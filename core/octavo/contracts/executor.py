@@ -27,6 +27,7 @@ class RowStart(msgspec.Struct, frozen=True, array_like=True):
     stop_ids: list[int]  # ids that end the request: barred until ``min_tokens``
     bad_word_ids: list[list[int]]
     adapter_slot: int = 0
+    pooling: str = ""  # "last" or "mean": the row has no token sampled; its hidden states are pooled
 
 
 class StepPlan(msgspec.Struct, array_like=True):
@@ -45,7 +46,7 @@ class StepPlan(msgspec.Struct, array_like=True):
     rows: list[int]
     positions: list[int]  # first position that each row computes
     counts: list[int]  # tokens that each row computes
-    samples: list[bool]  # whether a token is sampled after the row's last position
+    samples: list[bool]  # whether a token is sampled after the row's last position; never where it pools
     adapters: list[tuple[int, int]] = []  # (slot, adapter key or 0 for none): slots change before the step
     drafts: dict[int, list[int]] = {}  # by index into ``rows``: tokens that may come after the known ones
     guess: int = 0
@@ -76,8 +77,9 @@ class StepResult:
 
     ``tokens`` int64 [rows]: the sampled token, -1 where none was asked for. ``accepted``, by index: where a draft
     was right, its tokens that come before the one in ``tokens``. ``failed``: rows (indices into the
-    plan) whose logits were not finite, with the reason; their requests end, others go on. ``guessing_failed``: why
-    the device will guess no more.
+    plan) whose logits were not finite, with the reason; their requests end, others go on. ``pooled``, by index:
+    float32 [hidden_size], where a row that pools has computed the last token of its prompt. ``guessing_failed``:
+    why the device will guess no more.
     """
 
     number: int
@@ -86,6 +88,7 @@ class StepResult:
     prompt_logprobs: dict[int, list[RowLogprobs]]  # likewise: positions of this step's chunk, in order
     failed: dict[int, str]
     accepted: dict[int, list[int]] = field(default_factory=dict)
+    pooled: dict[int, np.ndarray] = field(default_factory=dict)
     guessing_failed: str = ""
 
 

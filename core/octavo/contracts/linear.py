@@ -20,7 +20,7 @@ class LinearSpec:
 
     ``out_parts`` are the output sizes of the checkpoint layers merged into it, in order (one entry if none).
     ``modules`` are their module paths in the checkpoint's spelling, ``name`` that of the first. ``full_in`` is
-    what ``in_features`` is on all ranks together; 0 says: the same.
+    what ``in_features`` is on all ranks together (0: the same), of which this rank's begin at ``in_begin``.
     """
 
     name: str
@@ -31,6 +31,7 @@ class LinearSpec:
     device: torch.device
     modules: tuple[str, ...] = ()
     full_in: int = 0
+    in_begin: int = 0
 
     @property
     def out_features(self) -> int:
@@ -51,6 +52,7 @@ class ParamSpec:
     ``transient``: ``finalize`` keeps something smaller. The tensor then gets memory when its first part arrives,
     and ``finalize`` is called as soon as the layer's last part is in: a scheme that quantises while loading never
     holds the whole model as the checkpoint stores it. Of a layer's tensors all are transient, or none.
+    ``kept``: bytes that stay after ``finalize`` for each byte read, for the memory plan.
     """
 
     shape: tuple[int, ...]
@@ -63,6 +65,7 @@ class ParamSpec:
     optional: bool = False
     convert: bool = True
     transient: bool = False
+    kept: float = 1.0
 
 
 class LinearMethod(Protocol):

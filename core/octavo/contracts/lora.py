@@ -100,6 +100,11 @@ class LoraBackend(Protocol):
         """Device memory that the slots of all layers attached so far take, used or not."""
         ...
 
+    @property
+    def later_bytes(self) -> int:
+        """Device memory that loading adapters may take beside the slots, at most."""
+        ...
+
     def attach(self, site: LoraSite) -> LoraLayer:
         """Called once for each layer while the model is built, before any other method."""
         ...
@@ -169,10 +174,11 @@ class AdapterExecutor(Protocol):
     adapter_slots: int
 
     def add_adapter(self, key: int, path: str) -> AdapterFacts:
-        """Read an adapter into host memory on every rank, under a new number. May be called from a thread of its
-        own while steps run. Raises what :meth:`LoraBackend.read` raises; nothing is kept then."""
+        """Read an adapter into host memory on every rank, under a number that is not in use. May be called from a
+        thread of its own while steps run. Raises what :meth:`LoraBackend.read` raises; nothing is kept then."""
         ...
 
     def remove_adapter(self, key: int) -> None:
-        """Drop an adapter that no plan will name again."""
+        """Drop an adapter from host memory; one that is not there is no error. A slot on the device keeps its
+        copy. Before a plan puts it into another slot it is added again, under the same number."""
         ...

@@ -21,7 +21,7 @@ class WeightSlot:
     ``tensor[shard]`` and copies it into ``target``, a view of a parameter of the same shape as that slice.
     ``exact``: the stored dtype must equal the target's (packed integers).
     ``begin`` is called before the copy, and may replace a ``target`` that has no memory yet (device ``meta``);
-    ``end`` after it. Loaders use :func:`filled`.
+    ``end`` after it. Loaders use :func:`filled`. ``kept``: see :class:`octavo.contracts.linear.ParamSpec`.
     """
 
     source: str
@@ -31,6 +31,7 @@ class WeightSlot:
     optional: bool = False
     exact: bool = False
     loaded: bool = False
+    kept: float = 1.0
     begin: Callable[[], None] | None = None
     end: Callable[[], None] | None = None
 

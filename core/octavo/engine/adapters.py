@@ -2,6 +2,9 @@
 
 Reading an adapter happens on a thread of its own, so that requests which don't need it are not held up. A name that
 is loaded again stands for the new contents from then on; requests that began with the old ones end with them.
+
+Host memory for adapters has a limit. One that was put out is read again when a request needs it; should the file
+hold something else by then, those requests fail, since their prompts may be cached for what was there.
 """
 
 from __future__ import annotations
@@ -11,8 +14,10 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from octavo.config.launch import LoraSection
 from octavo.config.schema import AdapterSection
 from octavo.contracts.lora import AdapterExecutor, AdapterFacts, ServedAdapter
+from octavo.engine.adapter_memory import AdapterMemory, Stored
 from octavo.engine.failures import describe
 from octavo.engine.messages import AdapterReply, LoadAdapter, UnloadAdapter
 from octavo.errors import CheckpointError, ConfigError, NotFoundError, PluginError, RequestError, nearest
@@ -22,13 +27,17 @@ _log = logging.getLogger("octavo.engine")
 
 
 class Adapters:
-    """Belongs to the engine's thread. ``executor`` has the weights, ``slots`` the places on the device."""
+    """Belongs to the engine's thread. ``executor`` has the weights, ``slots`` the places on the device; adapters in
+    host memory take at most ``limit`` bytes."""
 
-    def __init__(self, executor: AdapterExecutor, slots: AdapterSlots) -> None:
+    def __init__(self, executor: AdapterExecutor, slots: AdapterSlots, limit: int) -> None:
         self._executor, self._slots = executor, slots
+        self.memory = AdapterMemory(limit, slots.waits, self._evict)
         self._served: dict[str, tuple[int, ServedAdapter]] = {}
         self._next_key = 1
         self._reading: list[tuple[LoadAdapter, int, Future[AdapterFacts]]] = []
+        self._fetching: dict[int, Future[AdapterFacts]] = {}  # by key: adapters that are read again
+        self._lost: list[tuple[int, str]] = []
         self._unwanted: set[int] = set()  # keys that are being read and were unloaded meanwhile
         self._leaving: dict[int, UnloadAdapter] = {}
         self._replies: list[AdapterReply] = []
@@ -37,8 +46,8 @@ class Adapters:
 
     @property
     def busy(self) -> bool:
-        """Whether an adapter is being read, or an answer is ready."""
-        return bool(self._reading or self._replies)
+        """Whether an adapter is being read, or should be, or an answer is ready."""
+        return bool(self._reading or self._replies or self._fetching or self._slots.wanted)
 
     def listing(self) -> list[ServedAdapter]:
         """All that may be asked for."""
@@ -52,6 +61,7 @@ class Adapters:
                 param="model",
                 code="model_not_found",
             )
+        self.memory.touch(self._served[name][0])
         return self._served[name]
 
     def open(self, sections: Sequence[AdapterSection]) -> None:
@@ -85,12 +95,50 @@ class Adapters:
         """Answers that have become ready. Adapters come into use here, in the order they were asked for."""
         while self._reading and self._reading[0][2].done():
             self._finish(*self._reading.pop(0))
+        for key in [key for key, future in self._fetching.items() if future.done()]:
+            self._fetched(key, self._fetching.pop(key))
+        self._fetch()
         replies, self._replies = self._replies, []
         return replies
+
+    def lost(self) -> list[tuple[int, str]]:
+        """Adapters that could not be read again, by key, and why: since the last call."""
+        lost, self._lost = self._lost, []
+        return lost
 
     def stop(self) -> None:
         """Let the thread end."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _fetch(self) -> None:
+        """Begin to read the adapters again that requests wait for, as far as they fit."""
+        for key in list(self._slots.wanted):
+            stored = self.memory.stored[key]
+            coming = sum(self.memory.size_of(other) for other in self._fetching)
+            if key not in self._fetching and self.memory.make_room(stored.nbytes, coming):
+                self._fetching[key] = self._thread.submit(self._executor.add_adapter, key, stored.path)
+        self._slots.wanted.clear()
+
+    def _fetched(self, key: int, future: Future[AdapterFacts]) -> None:
+        stored = self.memory.stored.get(key)
+        try:
+            facts = future.result()
+        except Exception as error:
+            if stored is not None:
+                self._lost.append((key, f"the adapter could not be read again: {error}"))
+            return
+        if stored is None:  # unloaded meanwhile
+            self._executor.remove_adapter(key)
+        elif facts.digest != stored.digest:
+            self._executor.remove_adapter(key)
+            self._lost.append((key, f"the adapter at {stored.path} was changed; it must be loaded anew."))
+        else:
+            self._slots.absent.discard(key)
+            self.memory.hold(key, stored)
+
+    def _evict(self, key: int) -> None:
+        self._slots.absent.add(key)
+        self._executor.remove_adapter(key)
 
     def _finish(self, message: LoadAdapter, key: int, future: Future[AdapterFacts]) -> None:
         try:
@@ -115,8 +163,10 @@ class Adapters:
             pinned=wanted.pinned,
         )
         old = self._served.get(wanted.name)
+        stored = Stored(served.path, facts.digest, facts.nbytes)
         if old is not None and (old[1].digest, old[1].pinned) == (served.digest, served.pinned):
             self._executor.remove_adapter(key)  # the same again: what is cached of it stays good
+            self.memory.stored[old[0]] = stored
             self._served[wanted.name] = (old[0], served)
             return served
         freed = old is not None and old[1].pinned
@@ -132,9 +182,11 @@ class Adapters:
             self._slots.retire(old[0])
         if wanted.pinned:
             self._slots.pin(key)
+        self.memory.hold(key, stored)
         return served
 
     def _dropped(self, key: int) -> None:
+        self.memory.forget(key)
         self._executor.remove_adapter(key)
         message = self._leaving.pop(key, None)
         if message is not None:
@@ -145,7 +197,7 @@ class Adapters:
         return self._next_key - 1
 
 
-def build_adapters(executor: Any, name: str, sections: Sequence[AdapterSection]) -> tuple[Adapters, AdapterSlots]:
+def build_adapters(executor: Any, name: str, section: LoraSection) -> tuple[Adapters, AdapterSlots]:
     """The configuration's adapters in host memory, and the slots for the scheduler.
 
     Raises what :meth:`Adapters.open` raises, and :class:`PluginError` when the executor called ``name`` can't serve
@@ -156,8 +208,8 @@ def build_adapters(executor: Any, name: str, sections: Sequence[AdapterSection])
             f"executor {name!r} can't serve LoRA adapters: take out the lora section, or use another."
         )
     slots = AdapterSlots(executor.adapter_slots)
-    adapters = Adapters(executor, slots)
-    adapters.open(sections)
+    adapters = Adapters(executor, slots, int(section.host_memory_gib * 2**30))
+    adapters.open(section.adapters)
     return adapters, slots
 
 

@@ -128,6 +128,7 @@ class Admission:
         adapter: str | None = None,
         cache_salt: str | None = None,
         arrival: Arrival | None = None,
+        pooling: str = "",
     ) -> Submit:
         """The message for ``params.n`` answers with ids from ``first_id`` on. Quick: no tokenising."""
         self._check_params(params)
@@ -150,6 +151,7 @@ class Admission:
             arrival=time.monotonic(),
             adapter=self._adapter(adapter, arrival or Arrival(adapter, len(prompt_ids), {})),
             cache_salt=cache_salt,
+            pooling=pooling,
         )
 
     def _check_params(self, params: SamplingParams) -> None:

@@ -78,7 +78,9 @@ class Answers:
     """All answers to one request."""
 
     __slots__ = (
+        "_accepted",
         "_answers",
+        "_drafted",
         "_early",
         "_opened",
         "_prompt_scores",
@@ -87,6 +89,7 @@ class Answers:
         "_submit",
         "_tokenizer",
         "label",
+        "pooled",
         "prompt",
         "unfinished",
     )
@@ -99,9 +102,11 @@ class Answers:
         self._early: list[Delta] = []
         self._prompt_scores: list[TokenScore] = []
         self._opened = False
+        self._drafted = self._accepted = 0
         self._scheduled_at: float | None = None
         self._started_at: float | None = None
         self.prompt = PromptInfo(submit.prompt_ids, 0, None)
+        self.pooled = b""
         self.unfinished = set(self.ids)
         """Ids that the engine still works on."""
 
@@ -121,6 +126,10 @@ class Answers:
             error = RequestError(output.error, code="generation_failed")
             error.status = 500
             raise error
+        if output.pooled is not None:
+            self.pooled = output.pooled
+        self._drafted += output.drafted
+        self._accepted += output.accepted
         if output.prompt_scores:
             self._prompt_scores += output.prompt_scores
         if not output.token_ids and output.finish_reason is None:
@@ -145,6 +154,8 @@ class Answers:
             queue_time=_since(submit.arrival, self._scheduled_at),
             time_to_first_token=_since(submit.arrival, self._started_at),
             duration=now - submit.arrival,
+            drafted_tokens=self._drafted,
+            accepted_tokens=self._accepted,
         )
 
     def _in_order(self, delta: Delta, output: Output, now: float) -> list[Delta]:
@@ -157,6 +168,7 @@ class Answers:
         self._opened = True
         self._started_at, self._scheduled_at = now, output.scheduled_at
         self.prompt.cached_tokens = output.cached_tokens
+        self.prompt.queue_time = _since(self._submit.arrival, output.scheduled_at)
         if self._submit.params.prompt_logprobs is not None:
             scored = [_logprob(self._tokenizer, score) for score in self._prompt_scores]
             self.prompt.logprobs = [None, *scored]

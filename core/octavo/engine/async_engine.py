@@ -11,19 +11,21 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from octavo.config.launch import LaunchConfig
-from octavo.contracts.api import Arrival, Delta, EngineStats, Health, ServedModel
+from octavo.contracts.api import Arrival, Delta, Embedding, EngineStats, Health, ServedModel
 from octavo.contracts.lora import ServedAdapter
-from octavo.engine.failures import restore
+from octavo.engine import embedding
+from octavo.engine.adapter_calls import AdapterCalls
 from octavo.engine.frontend import ConfigArgument, Frontend, ModelArgument, launch
-from octavo.engine.links import Link, ThreadLink
-from octavo.engine.messages import Abort, AdapterReply, LoadAdapter, Ready, ResetPrefixCache, UnloadAdapter
+from octavo.engine.links import Link, inline_link
+from octavo.engine.messages import Abort, AdapterReply, Ready, ResetPrefixCache
 from octavo.engine.observers import Observers
 from octavo.engine.process_link import ProcessLink
 from octavo.engine.receiver import News, Receiver
 from octavo.engine.stream import Stream
-from octavo.errors import ConfigError, EngineDeadError, OverloadedError
+from octavo.errors import ConfigError, EngineDeadError, NotReadyError, OverloadedError
 from octavo.params import SamplingParams
 from octavo.plugins.host import PluginHost
+from octavo.records import ToolParserRecord
 
 STALL_SECONDS: Final = 300.0
 """An engine that has not beaten for so long is no longer called alive. A long prompt on a CPU takes its time."""
@@ -67,17 +69,17 @@ class AsyncEngine:
     def _begin(self, config: LaunchConfig, host: PluginHost, inline: bool) -> None:
         self.config = config
         self.host = host
-        self.link: Link = _thread_link(config, host) if inline else ProcessLink(host.lock(), config.to_mapping())
+        self.link: Link = inline_link(config, host) if inline else ProcessLink(host.lock(), config.to_mapping())
         self._frontend: Frontend | None = None
         self._streams: dict[int, Stream] = {}
-        self._asked: dict[int, asyncio.Future[AdapterReply]] = {}
-        self._adapter_times: dict[str, int] = {}
+        self._adapters = AdapterCalls(self.link)
         self._receiver: Receiver | None = None
         self._observers = Observers(host)
         self._pool = ThreadPoolExecutor(_TEXT_THREADS, thread_name_prefix="octavo-text")
         self._ready: asyncio.Future[Ready] | None = None
         self._capacity = 0
         self._death: str | None = None
+        self._unready = ""
         self._stopping = False
         self._stats = EngineStats()
         self._beat_at = 0.0
@@ -144,30 +146,77 @@ class AsyncEngine:
         add_special_tokens: bool = True,
     ) -> AsyncIterator[Delta]:
         """See :meth:`octavo.contracts.api.EngineClient.generate`."""
-        frontend = self._serving()
-        prompt_ids, bad_word_ids = await self._off_loop(
-            frontend.admission.prepare, prompt, params, add_special_tokens
-        )
-        self._serving()
-        self._check_room(params.n)
-        submit, answers = frontend.submit(
-            prompt_ids,
-            bad_word_ids,
+        stream = await self._open(
+            prompt,
             params,
+            add_special_tokens,
             request_id=request_id,
-            priority=priority,
             adapter=adapter,
+            priority=priority,
             cache_salt=cache_salt,
             arrival=arrival,
         )
-        stream = Stream(answers)
         try:
-            self._streams.update(dict.fromkeys(answers.ids, stream))
-            self.link.send(submit)
             while (delta := await stream.next()) is not None:
                 yield delta
         finally:
             self._forget(stream)
+
+    async def embed(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        pooling: str | None = None,
+        dimensions: int | None = None,
+        normalize: bool = True,
+        request_id: str | None = None,
+        adapter: str | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        arrival: Arrival | None = None,
+        add_special_tokens: bool = True,
+    ) -> Embedding:
+        """See :meth:`octavo.contracts.api.EngineClient.embed`."""
+        frontend = self._serving()
+        embedding.check_dimensions(dimensions, frontend.profile.hidden_size)
+        stream = await self._open(
+            prompt,
+            embedding.NOTHING_SAMPLED,
+            add_special_tokens,
+            request_id=request_id,
+            adapter=adapter,
+            priority=priority,
+            cache_salt=cache_salt,
+            arrival=arrival,
+            pooling=embedding.check_pooling(pooling, frontend.pooling),
+        )
+        try:
+            while await stream.next() is not None:
+                pass
+        finally:
+            self._forget(stream)
+        return embedding.finish(stream.answers, dimensions, normalize)
+
+    async def _open(
+        self, prompt: str | Sequence[int], params: SamplingParams, add_special_tokens: bool, **rest: Any
+    ) -> Stream:
+        """Admit a request and send it off. Whoever gets the stream must ``_forget`` it."""
+        frontend = self._serving()
+        prompt_ids, bad_word_ids = await self._off_loop(
+            frontend.admission.prepare, prompt, params, add_special_tokens
+        )
+        await self._resolve(rest.get("adapter"))
+        self._serving()
+        self._check_room(params.n)
+        submit, answers = frontend.submit(prompt_ids, bad_word_ids, params, **rest)
+        stream = Stream(answers)
+        self._streams.update(dict.fromkeys(answers.ids, stream))
+        try:
+            self.link.send(submit)
+        except BaseException:
+            self._forget(stream)
+            raise
+        return stream
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """See :class:`octavo.contracts.api.EngineClient`."""
@@ -176,6 +225,10 @@ class AsyncEngine:
     async def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """See :class:`octavo.contracts.api.EngineClient`."""
         return await self._off_loop(self._serving().decode, token_ids, skip_special_tokens)
+
+    async def token_texts(self, token_ids: Sequence[int]) -> list[str]:
+        """See :class:`octavo.contracts.api.EngineClient`."""
+        return await self._off_loop(self._serving().token_texts, token_ids)
 
     async def render_chat(
         self,
@@ -212,7 +265,7 @@ class AsyncEngine:
         :class:`RequestError` naming the tensor or setting that is wrong, and :class:`NotFoundError` when nothing
         is there.
         """
-        reply = await self._ask(self._serving().load_adapter(name, path, pinned))
+        reply = await self._adapters.ask(self._serving().load_adapter(name, path, pinned))
         assert reply.served is not None
         return reply.served
 
@@ -221,7 +274,19 @@ class AsyncEngine:
 
         Raises :class:`NotFoundError`.
         """
-        await self._ask(self._serving().unload_adapter(name))
+        await self._adapters.ask(self._serving().unload_adapter(name))
+
+    def drain(self, reason: str = "draining") -> None:
+        """Be unready, so that surfaces refuse new requests; those under way go on."""
+        self._unready = reason
+
+    def resume(self) -> None:
+        """Undo ``drain``."""
+        self._unready = ""
+
+    def resolves(self, name: str) -> bool:
+        """See :class:`octavo.contracts.api.EngineClient`."""
+        return self._serving().resolve_adapter(name) is not None
 
     @property
     def model_name(self) -> str:
@@ -244,6 +309,16 @@ class AsyncEngine:
         return self._loaded.tokenizer.has_chat_template
 
     @property
+    def chat_template(self) -> str:
+        """The template's source."""
+        return self._loaded.tokenizer.chat_template(tools=True) or ""
+
+    @property
+    def tool_parsers(self) -> Mapping[str, ToolParserRecord]:
+        """Those of the loaded plugins."""
+        return {item.record.name: item.record for item in self.host.tool_parsers()}
+
+    @property
     def default_sampling(self) -> Mapping[str, Any]:
         """From the checkpoint's generation_config.json."""
         return self._loaded.default_sampling
@@ -253,7 +328,9 @@ class AsyncEngine:
         profile, length = self._loaded.profile, self.max_length
         base = ServedModel(profile.name, profile.path, None, length, self._created)
         adapters = [
-            ServedModel(one.name, one.path, profile.name, length, self._adapter_times.get(one.name, self._created))
+            ServedModel(
+                one.name, one.path, profile.name, length, self._adapters.loaded_at.get(one.name, self._created)
+            )
             for one in self._loaded.adapters.values()
         ]
         return [base, *adapters]
@@ -269,15 +346,15 @@ class AsyncEngine:
             return Health(alive=False, ready=False, heartbeat_age=age, reason=self._death)
         if age > STALL_SECONDS:
             return Health(alive=False, ready=False, heartbeat_age=age, reason=f"no heartbeat for {age:.0f} seconds")
-        ready = bool(self._created)
-        return Health(alive=True, ready=ready, heartbeat_age=age, reason="" if ready else "starting")
+        reason = self._unready if self._created else "starting"
+        return Health(alive=True, ready=not reason, heartbeat_age=age, reason=reason)
 
     @property
     def _loaded(self) -> Frontend:
         if self._ready is None:
             raise ConfigError("the engine has not been started: await start() first.")
         if self._frontend is None:
-            raise OverloadedError("the engine is still loading its model.", retry_after=2)
+            raise NotReadyError("the engine is still loading its model.", retry_after=2)
         return self._frontend
 
     def _serving(self) -> Frontend:
@@ -285,7 +362,7 @@ class AsyncEngine:
             raise EngineDeadError(self._death)
         frontend = self._loaded
         if not self._created:
-            raise OverloadedError("the engine is still loading its model.", retry_after=2)
+            raise NotReadyError("the engine is still loading its model.", retry_after=2)
         return frontend
 
     def _check_room(self, count: int) -> None:
@@ -293,27 +370,15 @@ class AsyncEngine:
         if len(self._streams) + count > self._capacity:
             raise OverloadedError(f"{len(self._streams)} answers are being worked on, the most that is allowed.")
 
-    async def _ask(self, message: LoadAdapter | UnloadAdapter) -> AdapterReply:
-        """Send a message about an adapter and wait for the answer to it."""
-        future: asyncio.Future[AdapterReply] = asyncio.get_running_loop().create_future()
-        self._asked[message.ticket] = future
-        try:
-            self.link.send(message)
-            reply = await future
-        finally:
-            self._asked.pop(message.ticket, None)
-        if reply.failure is not None:
-            raise restore(reply.failure)
-        return reply
+    async def _resolve(self, name: str | None) -> None:
+        """Load the adapter if it is known to the resolver alone."""
+        path = self._serving().resolve_adapter(name)
+        if name is not None and path is not None:
+            await self._adapters.once(name, lambda: self.load_adapter(name, path))
 
     def _note_adapter(self, reply: AdapterReply) -> None:
-        """Also when nobody waits for it any more: the engine has loaded it all the same."""
         self._loaded.note_adapter(reply)
-        if reply.served is not None:
-            self._adapter_times[reply.name] = int(time.time())
-        future = self._asked.get(reply.ticket)
-        if future is not None and not future.done():
-            future.set_result(reply)
+        self._adapters.answered(reply)
 
     def _forget(self, stream: Stream) -> None:
         """The consumer is done with it: what still runs is aborted, observers are told."""
@@ -349,23 +414,10 @@ class AsyncEngine:
         self._death = str(error)
         for stream in {id(stream): stream for stream in self._streams.values()}.values():
             stream.fail(EngineDeadError(self._death))
-        for future in self._asked.values():
-            if not future.done():
-                future.set_exception(EngineDeadError(self._death))
+        self._adapters.fail(EngineDeadError(self._death))
         if self._ready is not None and not self._ready.done():
             self._ready.set_exception(error)
             self._ready.exception()  # the caller of ``start`` may have gone
 
     async def _off_loop(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
-
-
-def _thread_link(config: LaunchConfig, host: PluginHost) -> ThreadLink:
-    def build() -> Any:
-        # Only an engine in this process needs what these import.
-        from octavo.assemble import resolve
-        from octavo.engine.boot import build_core
-
-        return build_core(resolve(config, host))
-
-    return ThreadLink(build)

@@ -53,7 +53,7 @@ def build_core(resolved: Resolved) -> EngineCore:
     try:
         adapters = slots = None
         if config.lora is not None:
-            adapters, slots = build_adapters(executor, resolved.choices["executor"].name, config.lora.adapters)
+            adapters, slots = build_adapters(executor, resolved.choices["executor"].name, config.lora)
         pool = BlockPool(executor.num_blocks)
         max_length = _max_length(config, context, pool.total * context.block_size)
         scheduler = Scheduler(
@@ -104,7 +104,6 @@ def build_core(resolved: Resolved) -> EngineCore:
         root=root,
         validate=validate,
         unsafe=unsafe if resolved.speculates else (),
-        overlap=not resolved.speculates,
         adapters=adapters,
         structured=structured,
     )

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from octavo.contracts.api import EngineStats
+from octavo.contracts.api import POOLINGS, EngineStats
 from octavo.contracts.executor import Executor, PendingStep, RowLogprobs
 from octavo.contracts.sampling import LogitsProcessor
 from octavo.engine.adapters import Adapters
@@ -72,8 +72,7 @@ class EngineCore:
 
     ``ready`` tells the other side what was built; ``validate`` raises :class:`RequestError` for parameters that
     a logits processor refuses. Requests that use one of the ``unsafe`` processors are not speculated on.
-    Without ``overlap`` a step waits for the last one's tokens, as drafts need them. ``failure`` is the error that
-    ended the engine.
+    ``failure`` is the error that ended the engine.
     """
 
     def __init__(
@@ -85,7 +84,6 @@ class EngineCore:
         root: RootHash,
         validate: Callable[[SamplingParams], None] | None = None,
         unsafe: Sequence[LogitsProcessor] = (),
-        overlap: bool = True,
         clock: Callable[[], float] = time.monotonic,
         adapters: Adapters | None = None,
         structured: NoStructuredOutputs | None = None,
@@ -97,7 +95,6 @@ class EngineCore:
         self._root = root
         self._validate = validate
         self._unsafe = unsafe
-        self._depth = executor.depth if overlap else 0
         self._clock = clock
         self._adapters = adapters
         self._structured = structured or NoStructuredOutputs("the engine was built without")
@@ -144,6 +141,8 @@ class EngineCore:
                 param="priority",
             )
         self._structured.check(submit.params)
+        if submit.pooling not in ("", *POOLINGS) or (submit.pooling and submit.params.n != 1):
+            raise RequestError(f"pooling must be one of {', '.join(POOLINGS)}, for one answer.", param="pooling")
         if self._validate is not None:
             self._validate(submit.params)
 
@@ -214,13 +213,18 @@ class EngineCore:
             self._note_starts(scheduled)
             if scheduled.plan.masked:
                 self._sample(scheduled, pending)
-        if self._flying and (scheduled is None or len(self._flying) > self._depth):
+        depth = self._executor.depth if self._scheduler.overlaps else 0
+        if self._flying and (scheduled is None or len(self._flying) > depth):
+            self._land()
+        while len(self._flying) > depth:  # more than one only where overlap ends
             self._land()
         if self._structured.waiting:
             for submit, refusal in self._structured.poll():
                 self._submit(submit) if refusal is None else self._reject(submit, refusal)
         if self._adapters is not None and self._adapters.busy:
             self._outbox += self._adapters.poll()
+            for key, reason in self._adapters.lost():
+                self._report(self._scheduler.fail_adapter(key, reason))
         self._blocked = scheduled is None and not self._flying and self._scheduler.has_work
         self._keep_time(idle=scheduled is None and not self.busy)
 
@@ -259,7 +263,7 @@ class EngineCore:
 
     def _output(self, progress: Progress) -> Output:
         request = progress.request
-        output = Output(request.id, progress.token_ids)
+        output = Output(request.id, progress.token_ids, drafted=progress.drafted, accepted=progress.accepted)
         if progress.logprobs is not None:
             output.scores = [_score(entry) for entry in progress.logprobs]
         if progress.prompt_logprobs is not None:
@@ -267,6 +271,8 @@ class EngineCore:
         if progress.first:
             output.cached_tokens = request.cached_tokens
             output.scheduled_at = self._scheduled_at.pop(request.id, None)
+        if progress.pooled is not None:
+            output.pooled = progress.pooled.astype("<f4").tobytes()
         if progress.finish_reason is not None:
             output.finish_reason, output.stop_reason = progress.finish_reason, request.stop_reason
             output.error = progress.error
@@ -369,7 +375,8 @@ def _request(submit: Submit, index: int, root: bytes, adapter_key: int, speculat
         eos_ids=frozenset(submit.eos_ids),
         seed=(submit.seed + index) & SEED_MASK,
         bad_word_ids=submit.bad_word_ids,
-        speculates=speculates,
+        speculates=speculates and not submit.pooling,
+        pooling=submit.pooling,
     )
 
 

@@ -12,6 +12,7 @@ from octavo.errors import (
     ConfigError,
     EngineDeadError,
     NotFoundError,
+    NotReadyError,
     OctavoError,
     OverloadedError,
     PluginError,
@@ -28,6 +29,7 @@ _CLASSES: Final[dict[str, type[OctavoError]]] = {
         RequestError,
         NotFoundError,
         OverloadedError,
+        NotReadyError,
         EngineDeadError,
     )
 }

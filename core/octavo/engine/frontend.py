@@ -16,7 +16,9 @@ from octavo.contracts.api import Arrival
 from octavo.contracts.lora import ServedAdapter
 from octavo.engine.admission import Admission, Limits, check_token_ids
 from octavo.engine.answers import Answers
+from octavo.engine.embedding import checkpoint_pooling
 from octavo.engine.messages import AdapterReply, LoadAdapter, Ready, Submit, UnloadAdapter
+from octavo.engine.resolver import FolderResolver
 from octavo.engine.tokenizer import NoTokenizerError, Tokenizer, load_tokenizer
 from octavo.errors import ConfigError, NotFoundError, RequestError, nearest
 from octavo.loading.profile import read_profile
@@ -60,9 +62,12 @@ class Frontend:
         self.tokenizer = _tokenizer(self.profile, config)
         self.max_length = self.profile.max_length
         self.default_sampling = _default_sampling(self.profile)
+        self.pooling = checkpoint_pooling(self.profile)
         self._longest_token = _longest_token(self.tokenizer)
         self._admission: Admission | None = None
         self.adapters: dict[str, ServedAdapter] = {}
+        wanted = config.lora.resolver if config.lora is not None else None
+        self._resolver = None if wanted is None else FolderResolver(wanted.folder)
         self._tickets = itertools.count(1)
         self._unloaded: dict[str, int] = {}  # ticket of the last unloading of a name
         self._next_id = 1
@@ -105,6 +110,12 @@ class Frontend:
             raise RequestError(f"{name!r} is the base model; give the adapter another name.", param="name")
         return LoadAdapter(next(self._tickets), name, os.path.abspath(path), bool(pinned))
 
+    def resolve_adapter(self, name: str | None) -> Path | None:
+        """Where an adapter is that must be loaded before it can be used; ``None`` if there is nothing to load."""
+        if name is None or name in self.adapters or self._resolver is None or name == self.profile.name:
+            return None
+        return self._resolver.find(name)
+
     def unload_adapter(self, name: str) -> UnloadAdapter:
         """The message to send. The name is gone at once for new requests."""
         if self.adapters.pop(name, None) is None:
@@ -127,6 +138,11 @@ class Frontend:
         """Text; refuses ids out of range."""
         ids = check_token_ids(token_ids, self.profile.vocab_size, "token_ids")
         return self.tokenizer.decode(ids, skip_special_tokens)
+
+    def token_texts(self, token_ids: Sequence[int]) -> list[str]:
+        """Each token's own text; refuses ids out of range."""
+        ids = check_token_ids(token_ids, self.profile.vocab_size, "token_ids")
+        return [self.tokenizer.token_text(token) for token in ids]
 
     def render_chat(
         self,
@@ -158,6 +174,7 @@ class Frontend:
         adapter: str | None = None,
         cache_salt: str | None = None,
         arrival: Arrival | None = None,
+        pooling: str = "",
     ) -> tuple[Submit, Answers]:
         """The message to send and what turns the engine's outputs into answers. One thread at a time."""
         submit = self.admission.submit(
@@ -169,6 +186,7 @@ class Frontend:
             adapter=adapter,
             cache_salt=cache_salt,
             arrival=arrival,
+            pooling=pooling,
         )
         self._next_id += params.n
         label = request_id if request_id is not None else f"request-{next(self._labels)}"
@@ -184,6 +202,10 @@ class TokensOnly:
     def __init__(self, eos_ids: tuple[int, ...], reason: str) -> None:
         self.eos_ids = eos_ids
         self._reason = reason
+
+    def chat_template(self, tools: bool = False) -> str | None:
+        """No template."""
+        return None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Refuses."""

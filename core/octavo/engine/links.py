@@ -5,12 +5,14 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
+from octavo.config.launch import LaunchConfig
 from octavo.engine.core import EngineCore, serve
 from octavo.engine.failures import describe, log_unexpected
 from octavo.engine.messages import Fatal, FromEngine, Stop, ToEngine
 from octavo.errors import EngineDeadError
+from octavo.plugins.host import PluginHost
 
 _STOP_SECONDS: Final = 30.0
 T = TypeVar("T")
@@ -98,3 +100,16 @@ def _take(source: queue.SimpleQueue[T], timeout: float) -> list[T]:
             items.append(source.get_nowait())
     except queue.Empty:
         return items
+
+
+def inline_link(config: LaunchConfig, host: PluginHost) -> ThreadLink:
+    """An engine in a thread of this process."""
+
+    def build() -> Any:
+        # Only an engine in this process needs what these import.
+        from octavo.assemble import resolve
+        from octavo.engine.boot import build_core
+
+        return build_core(resolve(config, host))
+
+    return ThreadLink(build)

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from tqdm import tqdm
 
 from octavo.assemble import resolve
-from octavo.contracts.api import Delta, EngineStats
+from octavo.contracts.api import Delta, Embedding, EngineStats
 from octavo.contracts.lora import ServedAdapter
+from octavo.engine import embedding
 from octavo.engine.answers import Answers
 from octavo.engine.boot import build_core
 from octavo.engine.failures import restore
 from octavo.engine.frontend import ConfigArgument, Frontend, ModelArgument, launch
+from octavo.engine.interrupts import polite_interrupts
+from octavo.engine.llm_arguments import (
+    AdapterNames,
+    Messages,
+    Params,
+    Prompt,
+    adapters_for,
+    conversations_of,
+    params_for,
+    priorities_for,
+    prompts_of,
+)
 from octavo.engine.messages import (
     Abort,
     AdapterReply,
@@ -36,17 +47,13 @@ from octavo.engine.messages import (
 )
 from octavo.engine.observers import Observers
 from octavo.engine.outputs import CompletionOutput, RequestMetrics, RequestOutput
-from octavo.errors import EngineDeadError, RequestError
+from octavo.errors import EngineDeadError
 from octavo.params import SamplingParams
 
 if TYPE_CHECKING:
     from octavo.explain import Explanation
 
-Prompt = str | Sequence[int]
-Messages = Sequence[Mapping[str, Any]]
-AdapterNames = str | Sequence[str | None] | None
 _POLL_SECONDS: Final = 0.001
-Params = SamplingParams | Sequence[SamplingParams] | None
 
 
 @dataclass(slots=True)
@@ -104,15 +111,19 @@ class LLM:
         *,
         use_tqdm: bool = False,
         adapter: AdapterNames = None,
+        priority: int | Sequence[int] = 0,
     ) -> list[RequestOutput]:
         """Answer prompts, each text or token ids; one output a prompt, in order.
 
         ``params`` are for all prompts, or one for each; without, the checkpoint's defaults and 16 tokens.
-        ``adapter`` names a LoRA adapter, likewise; ``None`` is the base model.
+        ``adapter`` names a LoRA adapter, likewise; ``None`` is the base model. ``priority``, likewise: lower runs
+        first, where the scheduling policy looks at it.
         Raises :class:`RequestError` for any of the prompts before work on the first begins.
         """
         chosen = params if params is not None else SamplingParams(**self.default_sampling)
-        return self._answer([(prompt, True) for prompt in _prompts(prompts)], chosen, use_tqdm, adapter)
+        given = [(prompt, True) for prompt in prompts_of(prompts)]
+        jobs = self._jobs(given, chosen, adapter, priority)
+        return self._answer(jobs, use_tqdm)
 
     def chat(
         self,
@@ -125,6 +136,7 @@ class LLM:
         continue_final_message: bool = False,
         template_options: Mapping[str, Any] | None = None,
         adapter: AdapterNames = None,
+        priority: int | Sequence[int] = 0,
     ) -> list[RequestOutput]:
         """Answer a conversation, or several: lists of ``{"role": …, "content": …}``.
 
@@ -139,9 +151,33 @@ class LLM:
                 continue_final_message=continue_final_message,
                 options=template_options,
             )
-            for conversation in _conversations(messages)
+            for conversation in conversations_of(messages)
         ]
-        return self._answer([(prompt, False) for prompt in prompts], chosen, use_tqdm, adapter)
+        return self._answer(
+            self._jobs([(prompt, False) for prompt in prompts], chosen, adapter, priority), use_tqdm
+        )
+
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        pooling: str | None = None,
+        dimensions: int | None = None,
+        normalize: bool = True,
+        use_tqdm: bool = False,
+        adapter: AdapterNames = None,
+    ) -> list[Embedding]:
+        """Prompts as vectors, in order: the hidden states of the model's last layer, pooled.
+
+        ``pooling`` is ``last`` or ``mean``; without, what the checkpoint says, else ``last``. The first
+        ``dimensions`` of them are kept, and scaled to length 1 if ``normalize``. Raises :class:`RequestError`.
+        """
+        embedding.check_dimensions(dimensions, self._frontend.profile.hidden_size)
+        chosen = embedding.check_pooling(pooling, self._frontend.pooling)
+        given = [(prompt, True) for prompt in prompts_of(prompts)]
+        jobs = self._jobs(given, embedding.NOTHING_SAMPLED, adapter, 0, chosen)
+        self._answer(jobs, use_tqdm)
+        return [embedding.finish(job.answers, dimensions, normalize) for job in jobs]
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text."""
@@ -199,25 +235,41 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _answer(
+    def _jobs(
         self,
         prompts: Sequence[tuple[Prompt, bool]],
         params: SamplingParams | Sequence[SamplingParams],
-        bar: bool,
         adapter: AdapterNames,
-    ) -> list[RequestOutput]:
+        priority: int | Sequence[int],
+        pooling: str = "",
+    ) -> list[_Job]:
+        """Requests, admitted but not sent yet; each prompt with whether special tokens are added."""
         self._check_alive()
-        each = zip(prompts, _params_for(params, len(prompts)), _adapters_for(adapter, len(prompts)), strict=True)
+        count = len(prompts)
+        names = adapters_for(adapter, count)
+        self._resolve(names)
+        each = zip(
+            prompts,
+            params_for(params, count),
+            names,
+            priorities_for(priority, count),
+            strict=True,
+        )
         with self._turn:
-            jobs: list[_Job] = []
+            return [self._admit(*prompt, wanted, name, rank, pooling) for prompt, wanted, name, rank in each]
+
+    def _resolve(self, names: Sequence[str | None]) -> None:
+        """Load the adapters that are known to the resolver alone."""
+        for name in dict.fromkeys(names):
+            path = self._frontend.resolve_adapter(name)
+            if name is not None and path is not None:
+                self.load_adapter(name, path)
+
+    def _answer(self, jobs: Sequence[_Job], bar: bool) -> list[RequestOutput]:
+        shown = tqdm(total=len(jobs), unit="prompt", disable=not bar)
+        with self._turn, shown as progress, polite_interrupts() as check:
             try:
-                for prompt, wanted, name in each:
-                    jobs.append(self._admit(*prompt, wanted, name))
-                with (
-                    tqdm(total=len(jobs), unit="prompt", disable=not bar) as progress,
-                    _polite_interrupts() as check,
-                ):
-                    self._run(jobs, progress.update, check)
+                self._run(jobs, progress.update, check)
             finally:
                 self._core.handle(Abort([number for job in jobs for number in job.answers.unfinished]))
         return [job.output for job in jobs]
@@ -244,9 +296,19 @@ class LLM:
                         return answer
                 time.sleep(_POLL_SECONDS)
 
-    def _admit(self, prompt: Prompt, add_special_tokens: bool, params: SamplingParams, adapter: str | None) -> _Job:
+    def _admit(
+        self,
+        prompt: Prompt,
+        add_special_tokens: bool,
+        params: SamplingParams,
+        adapter: str | None,
+        priority: int,
+        pooling: str,
+    ) -> _Job:
         prompt_ids, bad_word_ids = self._frontend.admission.prepare(prompt, params, add_special_tokens)
-        submit, answers = self._frontend.submit(prompt_ids, bad_word_ids, params, adapter=adapter)
+        submit, answers = self._frontend.submit(
+            prompt_ids, bad_word_ids, params, adapter=adapter, priority=priority, pooling=pooling
+        )
         self._core.prepare(submit)
         outputs = [CompletionOutput(index, "", []) for index in range(params.n)]
         text = prompt if isinstance(prompt, str) else None
@@ -262,6 +324,8 @@ class LLM:
                 self._core.handle(job.submit)
             for message in self._core.step():
                 self._take(message, live, finished)
+            if live and (patience := self._core.patience):  # all wait: for an adapter, or a policy
+                time.sleep(min(patience, _POLL_SECONDS))
 
     def _has_room(self, live: int, more: int) -> bool:
         return not live or live + more <= self._core.ready.max_queue
@@ -292,7 +356,13 @@ class LLM:
             return
         summary = job.answers.summary(now)
         job.output.finished = True
-        job.output.metrics = RequestMetrics(summary.queue_time, summary.time_to_first_token, summary.duration)
+        job.output.metrics = RequestMetrics(
+            summary.queue_time,
+            summary.time_to_first_token,
+            summary.duration,
+            summary.drafted_tokens,
+            summary.accepted_tokens,
+        )
         if self._observers.wanted:
             self._observers.tell(summary)
         finished()
@@ -308,59 +378,3 @@ def _append(output: RequestOutput, delta: Delta) -> None:
     if delta.logprobs is not None:
         answer.logprobs = (answer.logprobs or []) + delta.logprobs
     answer.finish_reason, answer.stop_reason = delta.finish_reason, delta.stop_reason
-
-
-def _prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """A single text or list of ids is one prompt; anything else is a list of prompts."""
-    if isinstance(prompts, str):
-        return [prompts]
-    items: list[Any] = list(prompts)
-    return [items] if items and not hasattr(items[0], "__len__") else items
-
-
-def _conversations(messages: Messages | Sequence[Messages]) -> list[Messages]:
-    items: list[Any] = list(messages)
-    return [items] if items and isinstance(items[0], Mapping) else items
-
-
-def _params_for(params: SamplingParams | Sequence[SamplingParams], count: int) -> list[SamplingParams]:
-    each = [params] * count if isinstance(params, SamplingParams) else list(params)
-    if len(each) != count:
-        raise RequestError(f"there are {count} prompts and {len(each)} sampling parameters.", param="params")
-    return each
-
-
-def _adapters_for(adapter: AdapterNames, count: int) -> list[str | None]:
-    each = [adapter] * count if adapter is None or isinstance(adapter, str) else list(adapter)
-    if len(each) != count:
-        raise RequestError(f"there are {count} prompts and {len(each)} adapters.", param="adapter")
-    return each
-
-
-@contextlib.contextmanager
-def _polite_interrupts() -> Iterator[Callable[[], None]]:
-    """Ctrl-C takes effect between two steps, so that the engine survives it; a second one, at once.
-
-    Yields the function that raises :class:`KeyboardInterrupt` if there was one.
-    """
-    asked = False
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
-    def check() -> None:
-        if asked:
-            raise KeyboardInterrupt
-
-    ours = threading.current_thread() is threading.main_thread()
-    ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if ours:
-        signal.signal(signal.SIGINT, note)
-    try:
-        yield check
-    finally:
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -25,6 +25,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
 
     ``seed`` is always given; answer ``i`` draws from ``seed + i``. ``arrival`` is in seconds of the monotonic
     clock. ``stop_ids`` are the ids that end the answer; ``eos_ids`` are those of them that mean end of text.
+    ``pooling`` ("last" or "mean"): no tokens are wanted, but the prompt's hidden states, pooled.
     """
 
     id: int
@@ -39,6 +40,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
     arrival: float
     adapter: str | None
     cache_salt: str | None
+    pooling: str = ""
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
@@ -86,7 +88,8 @@ class Output(msgspec.Struct, array_like=True):
 
     ``prompt_scores`` continue those that came before; they begin with the prompt's second token, for nothing
     precedes the first. ``cached_tokens`` and ``scheduled_at`` come with the first tokens. ``error`` is set
-    when the engine ended the request on a failure.
+    when the engine ended the request on a failure. ``pooled`` is float32 [hidden_size], little-endian. Of
+    ``drafted`` guesses that the step verified ``accepted`` were right.
     """
 
     id: int
@@ -98,6 +101,9 @@ class Output(msgspec.Struct, array_like=True):
     error: str | None = None
     cached_tokens: int = 0
     scheduled_at: float | None = None
+    pooled: bytes | None = None
+    drafted: int = 0
+    accepted: int = 0
 
 
 class Outputs(msgspec.Struct, array_like=True, tag="outputs"):

@@ -22,11 +22,14 @@ class CompletionOutput:
 
 @dataclass(slots=True)
 class RequestMetrics:
-    """Times in seconds from the request's arrival; ``None`` where it never happened."""
+    """Times in seconds from the request's arrival; ``None`` where it never happened. Of ``drafted_tokens`` guesses
+    ``accepted_tokens`` were right."""
 
     queue_time: float | None
     time_to_first_token: float | None
     duration: float
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(slots=True)

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from octavo.contracts.linear import LinearSpec, ParamSpec
 from octavo.contracts.lora import LoraPart, LoraSite
@@ -49,11 +48,11 @@ class Embedding:
 
     def __call__(self, token_ids: Tensor) -> Tensor:
         if self._ranks.size == 1:
-            rows = F.embedding(token_ids, self.weight)
+            rows = self.weight.index_select(0, token_ids)
         else:
             local = token_ids - self._shard.start
             outside = (local < 0) | (token_ids >= self._shard.stop)
-            rows = F.embedding(local.masked_fill(outside, 0), self.weight).masked_fill_(outside.unsqueeze(-1), 0)
+            rows = self.weight.index_select(0, local.masked_fill(outside, 0)).masked_fill_(outside.unsqueeze(-1), 0)
         if self._lora is not None:
             self._lora(token_ids, rows)
         return self._ranks.all_reduce(rows)
@@ -135,10 +134,10 @@ class LMHead:
         shape, shard = list(target.shape), [slice(None)] * target.dim()
         if param.out_axis is not None:
             features, elements = param.out_pack
-            if self._ranks.size > 1 and self.spec.out_features % features:
+            if self._ranks.size > 1 and self.spec.out_features * elements % features:
                 raise ValueError(
                     f"{source}: {self._vocab_size} tokens can't be divided among {self._ranks.size} ranks, since "
-                    f"{features} of them are packed together."
+                    "neighbours are packed together."
                 )
             bounds = [-(-at * elements // features) for at in (self._shard.start, self._shard.stop)]
             shape[param.out_axis] = -(-self._vocab_size * elements // features)
@@ -151,6 +150,7 @@ class LMHead:
             target=target,
             optional=param.optional,
             exact=not param.convert,
+            kept=param.kept,
         )
 
     def _empty(self, param: ParamSpec) -> Tensor:

@@ -55,6 +55,7 @@ class Linear:
             device=parts.device,
             modules=tuple(part.module for part in self._modules),
             full_in=in_features,
+            in_begin=local_in * ranks.rank if division == "row" else 0,
         )
         self.method = parts.method_for(self.spec)
         self.params = dict(self.method.params(self.spec))
@@ -169,6 +170,7 @@ class Linear:
             target=target,
             optional=param.optional,
             exact=not param.convert,
+            kept=param.kept,
         )
         if param.transient:
             self._transient.append((slot, index, name))

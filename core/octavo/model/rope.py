@@ -24,7 +24,7 @@ class Rope:
 
     def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """``positions`` int64 [tokens] to cos and sin [tokens, 1, rotary_dim] float32."""
-        return self._cos[positions], self._sin[positions]
+        return self._cos.index_select(0, positions), self._sin.index_select(0, positions)
 
 
 def inverse_frequencies(config: Mapping[str, Any], rotary_dim: int) -> Tensor:

@@ -27,6 +27,7 @@ from octavo.records import (
     ProposerRecord,
     QuantizationRecord,
     StructuredOutputRecord,
+    ToolParserRecord,
 )
 
 if TYPE_CHECKING:
@@ -132,6 +133,10 @@ class PluginHost:
     def executors(self) -> tuple[Contribution[ExecutorRecord], ...]:
         """Answers of ``octavo_executors``."""
         return self.contributions("executor")
+
+    def tool_parsers(self) -> tuple[Contribution[ToolParserRecord], ...]:
+        """Answers of ``octavo_tool_parsers``."""
+        return self.contributions("tool_parsers")
 
     def api_surfaces(self) -> tuple[Contribution[ApiRecord], ...]:
         """Answers of ``octavo_api_surfaces``."""

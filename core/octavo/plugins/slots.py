@@ -53,6 +53,13 @@ SLOTS: Final[tuple[Slot, ...]] = (
         frozenset({"auto", "none"}),
     ),
     Slot("executor", "octavo_executors", records.ExecutorRecord, "executor"),
+    Slot(
+        "tool_parsers",
+        "octavo_tool_parsers",
+        records.ToolParserRecord,
+        "tool parser",
+        frozenset({"auto", "none"}),
+    ),
     Slot("api", "octavo_api_surfaces", records.ApiRecord, "API surface"),
 )
 BY_KEY: Final[dict[str, Slot]] = {slot.key: slot for slot in SLOTS}

@@ -36,6 +36,9 @@ class NoAdapters:
     def begin_rows(self, rows: Tensor, adapted: bool) -> None:
         """Nothing to tell."""
 
+    def rest(self) -> None:
+        """Nothing to tell."""
+
 
 class RunnerAdapters(NoAdapters):
     """The adapters of a runner with ``max_rows`` rows (and one for padding, which uses the base model)."""
@@ -87,6 +90,12 @@ class RunnerAdapters(NoAdapters):
         ``adapted`` it is a graph for the base model alone."""
         host = None if adapted else np.zeros(len(rows), np.int64)
         self._backend.begin(self._device_rows.index_select(0, rows), host)
+
+    def rest(self) -> None:
+        """The base model for what is computed until the next step: a guesser may use the model's head."""
+        nobody = np.zeros(0, np.int64)
+        self._backend.begin(self._device_rows[:0], nobody)
+        self._backend.begin_logits(nobody)
 
     def replays(self, plan: StepPlan) -> bool:
         return self._backend.replays(self._rows[plan.rows])

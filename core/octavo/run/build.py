@@ -44,7 +44,7 @@ def build_model(resolved: Resolved, parts: Parts) -> CausalLM:
 
 
 def load_model(resolved: Resolved, parts: Parts, progress: Progress) -> tuple[CausalLM, int]:
-    """The model, loaded and finalised, and the bytes its weights took while loading."""
+    """The model, loaded and finalised, and the bytes its weights take."""
     model = build_model(resolved, parts)
     choice = resolved.choices["loader"]
     size = weight_bytes(model)

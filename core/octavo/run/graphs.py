@@ -102,6 +102,7 @@ class DecodeGraphs:
         for size, queries in shapes:
             for adapted in self._adapters.variants:
                 self._captured[size, queries, adapted] = self._capture(size, queries, adapted, pool)
+        self._adapters.rest()
         self._shapes = sorted(shapes, key=lambda shape: (shape[1], shape[0]))
 
     def covers(self, plan: StepPlan) -> bool:

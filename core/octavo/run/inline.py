@@ -20,6 +20,8 @@ from octavo.run.guess_graphs import GuessGraphs
 from octavo.run.guesser import Guesser
 from octavo.run.measure import measure_peak
 from octavo.run.memory import divide_memory, empty_cache
+from octavo.run.prompt_graphs import PromptGraphs
+from octavo.run.rehearse import rehearsed
 from octavo.run.rows import Rows
 from octavo.run.runner import Runner
 from octavo.run.sampler import Sampler
@@ -37,17 +39,18 @@ class InlineExecutor:
         if device.type == "cpu":
             prepare_cpu(config.model.threads or ctx.device.cores)
         parts = build_parts(resolved, device)
-        with progress_bar(ctx.model.name) as progress:
+        with rehearsed(resolved, parts), progress_bar(ctx.model.name) as progress:
             model, weights = load_model(resolved, parts, progress)
         guessing = build_device_proposer(resolved, model, device)
         proposer, bodies = guessing or (None, [])
         kv_dtype = torch_dtype(ctx.kv_dtype)
         weights += sum(body.memory.weights for body in bodies)
-        weights += parts.lora.reserved_bytes if parts.lora else 0
+        later = parts.lora.later_bytes if parts.lora else 0
+        weights += parts.lora.reserved_bytes + later if parts.lora else 0
         peak = None
         if device.type == "cuda":
             peak = measure_peak(model, parts.attention, ctx, kv_dtype, device)
-            weights = torch.cuda.memory_allocated(device)
+            weights = torch.cuda.memory_allocated(device) + later
         drafts = [body.memory for body in bodies]
         self.memory = divide_memory(resolved, model, parts.attention, weights, peak, drafts)
         self.depth = 0 if device.type == "cpu" else 1
@@ -72,7 +75,8 @@ class InlineExecutor:
         adapters = RunnerAdapters(parts.lora, ctx.max_sequences, device) if parts.lora else None
         safe = device.type == "cuda" and _graph_safe(resolved)
         queries = min([graph_queries(resolved, parts.attention), *(body.graph_queries for body in bodies)])
-        guesser = graphs = None
+        guesser = None
+        graphs: list[DecodeGraphs | PromptGraphs] = []
         if proposer is not None:
             noise = Noise(ctx.max_sequences, ctx.model.vocab_size, device, parts.ops.draw)
             vocab_size, captured = ctx.model.vocab_size, safe and queries > 1
@@ -83,9 +87,13 @@ class InlineExecutor:
             taps = () if guesser is None else guesser.tap_layers
             longest = self.longest_guess or (LENGTHS[-1] if resolved.speculates else 0)
             with torch.inference_mode():
-                graphs = DecodeGraphs(
+                decodes = DecodeGraphs(
                     model, parts.attention, caches, rows, ctx.block_size, device, adapters, taps, longest, queries
                 )
+                graphs.append(decodes)
+                if guesser is None and adapters is None:
+                    most = min(ctx.max_batch_tokens, ctx.max_length)
+                    graphs.append(PromptGraphs(model, parts.attention, caches, rows, ctx.block_size, device, most))
         self._adapters = adapters
         self._runner: Runner | None = Runner(
             model, parts.attention, caches, rows, sampler, ctx.block_size, device, graphs, adapters, guesser

@@ -52,7 +52,7 @@ def plan_memory(resolved: Resolved) -> MemoryPlan:
     parts = build_parts(resolved, meta)
     model = build_model(resolved, parts)
     weights = weight_bytes(model)
-    weights += parts.lora.reserved_bytes if parts.lora else 0
+    weights += parts.lora.reserved_bytes + parts.lora.later_bytes if parts.lora else 0
     built = build_device_proposer(resolved, model, meta)
     drafts = [body.memory for body in built[1]] if built else []
     weights += sum(draft.weights for draft in drafts)
@@ -60,8 +60,8 @@ def plan_memory(resolved: Resolved) -> MemoryPlan:
 
 
 def weight_bytes(model: CausalLM) -> int:
-    """Bytes of a model's parameters while they are loaded."""
-    return sum(slot.target.numel() * slot.target.element_size() for slot in model.slots())
+    """Bytes that a model's parameters take once they are loaded."""
+    return int(sum(slot.target.numel() * slot.target.element_size() * slot.kept for slot in model.slots()))
 
 
 def divide_memory(
@@ -144,7 +144,13 @@ def _graph_bytes(resolved: Resolved) -> int:
     ctx = resolved.context
     if ctx.device.type == "cpu":
         return 0
-    return 8 * min(ctx.max_sequences, 1024) * (ctx.model.vocab_size + 8 * ctx.model.hidden_size)
+    positions = 8 * min(ctx.max_sequences, 1024)
+    if resolved.speculates:  # each shape that verifies keeps its logits, float32
+        from octavo.run.graphs import LENGTHS, verify_shapes
+
+        shapes = verify_shapes(ctx.max_sequences, LENGTHS[-1], LENGTHS[-1] + 1)
+        positions += 4 * sum(rows * queries for rows, queries in shapes)
+    return positions * (ctx.model.vocab_size + 8 * ctx.model.hidden_size)
 
 
 def _gib(number: int) -> str:

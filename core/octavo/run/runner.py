@@ -22,6 +22,8 @@ from octavo.contracts.model import CausalLM
 from octavo.run.adapters import NoAdapters
 from octavo.run.graphs import DecodeGraphs
 from octavo.run.guesser import NoGuesser, Sampling
+from octavo.run.pooling import Pooled, Pooler
+from octavo.run.prompt_graphs import PromptGraphs
 from octavo.run.rows import Rows
 from octavo.run.sampler import Logprobs, Sampled, Sampler
 from octavo.run.step import Samples, StepInputs, build_step
@@ -41,7 +43,7 @@ PromptLogprobs = dict[int, list[Logprobs]]
 
 
 class Runner:
-    """Holds the model, the caches and the rows of one rank. With ``graphs``, decode steps are replayed."""
+    """Holds the model, the caches and the rows of one rank. Steps that one of ``graphs`` covers are replayed."""
 
     def __init__(
         self,
@@ -52,7 +54,7 @@ class Runner:
         sampler: Sampler,
         block_size: int,
         device: torch.device,
-        graphs: DecodeGraphs | None = None,
+        graphs: Sequence[DecodeGraphs | PromptGraphs] = (),
         adapters: NoAdapters | None = None,
         guesser: NoGuesser | None = None,
     ) -> None:
@@ -61,24 +63,29 @@ class Runner:
         self._block_size, self._device = block_size, device
         self._adapters = NoAdapters() if adapters is None else adapters
         self._guesser = NoGuesser() if guesser is None else guesser
+        self._pooler = Pooler(rows.max_rows, device)
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Pending:
         """Start the step. On a CPU it has run when this returns."""
         self._update_rows(plan)
         plan = self._guesser.begin(plan, self._sampler.reads_drafts)
-        if self._graphs is not None and self._graphs.covers(plan) and not self._rows.prompt_logprobs:
+        graphs = next((graphs for graphs in self._graphs if graphs.covers(plan)), None)
+        if graphs is not None and not self._rows.prompt_logprobs:
             logits: Tensor | None
-            step, hidden, taps, logits = self._graphs.run(plan)
+            step, hidden, taps, logits = graphs.run(plan)
             prompt_logprobs: PromptLogprobs = {}
+            pooled = None
         else:
             step = build_step(plan, self._rows, self._block_size, self._device)
             hidden, taps = self._forward(plan, step)
             prompt_logprobs = self._prompt_logprobs(plan, hidden) if self._rows.prompt_logprobs else {}
+            pooled = self._pooler.collect(plan, hidden)
             chosen = hidden.index_select(0, step.sampled_tokens)
             self._adapters.begin_logits(step.samples.rows)
             logits = self._model.logits(chosen) if len(chosen) else None
-        pending = Pending(plan, self._rows, prompt_logprobs, self._forget)
+            self._adapters.rest()
+        pending = Pending(plan, self._rows, prompt_logprobs, pooled, self._forget)
         pending.sampling = partial(self._finish, plan, step, hidden, taps, logits)
         if not plan.masked:
             pending.sample(None)
@@ -112,6 +119,7 @@ class Runner:
     def _update_rows(self, plan: StepPlan) -> None:
         self._rows.apply(plan)
         self._adapters.apply(plan)
+        self._pooler.apply(plan)
         for row in plan.ends:
             self._sampler.release(row)
         for start in plan.starts:
@@ -206,12 +214,13 @@ class Pending:
         plan: StepPlan,
         rows: Rows,
         prompt_logprobs: PromptLogprobs,
+        pooled: Pooled | None,
         forget: Callable[[int, int], None],
     ) -> None:
         self._plan, self._rows = plan, rows
         self.sampling: Callable[[Masks | None], tuple[InFlight | None, str]] | None = None  # what is left to do
         self._sampled: InFlight | None = None
-        self._prompt_logprobs, self._forget = prompt_logprobs, forget
+        self._prompt_logprobs, self._pooled, self._forget = prompt_logprobs, pooled, forget
         self._guessing_failed = ""
         self._generations = rows.generations[plan.rows]
 
@@ -240,8 +249,11 @@ class Pending:
         prompts = {
             at: [one for piece in pieces for one in piece.to_host()] for at, pieces in self._prompt_logprobs.items()
         }
+        pooled = {} if self._pooled is None else self._pooled.results()
+        if broken := [at for at, vector in pooled.items() if not np.isfinite(vector).all()]:
+            failed |= self._failures(np.asarray(broken))
         return StepResult(
-            self._plan.number, tokens, logprobs, prompts, failed, accepted, guessing_failed=self._guessing_failed
+            self._plan.number, tokens, logprobs, prompts, failed, accepted, pooled, self._guessing_failed
         )
 
     def _failures(self, broken: np.ndarray) -> dict[int, str]:

@@ -13,6 +13,6 @@ def upload(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
     """int64 arrays [n] to tensors in one copy. The host does not wait; pinned memory is reused once it was read."""
     joined = torch.from_numpy(np.concatenate(arrays))
     if device.type != "cpu":
-        joined = joined.pin_memory().to(device, non_blocking=True)
+        joined = (joined.pin_memory() if device.type == "cuda" else joined).to(device, non_blocking=True)
     sizes = [len(array) for array in arrays]
     return list(torch.split(joined, sizes))

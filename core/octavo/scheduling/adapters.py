@@ -5,6 +5,12 @@ place, the least recently used one first. A request whose adapter is in no slot,
 behind it whose adapters are there go on, but not for ever: after ``PATIENCE`` steps nobody behind it may hold a
 slot anew, so that one comes free when the running requests end.
 
+An adapter may also be ``absent``: on disk, and not in host memory. Its requests wait, and say so in ``wanted``;
+nobody else is held up.
+
+Where several adapters (or one and the base model) have requests, each has an equal share of the rows. Requests
+above it take what rows the others leave, so that a flood of one adapter's requests doesn't keep the others waiting.
+
 Adapters are known by key. A key stands for the same contents for all its life, so that a name may be given to other
 contents while requests that began with the old ones still run.
 """
@@ -27,6 +33,8 @@ class AdapterSlots:
         self.count = count
         self.changes: list[tuple[int, int]] = []  # (slot, key or 0) since the last plan
         self.on_drop: Callable[[int], None] = lambda key: None  # a retired key has lost its last request
+        self.absent: set[int] = set()
+        self.wanted: dict[int, None] = {}  # absent keys that requests wait for, in the order of asking
         self._free = list(range(count, 0, -1))
         self._slots: dict[int, int] = {}  # by key, least recently used first
         self._running: Counter[int] = Counter()
@@ -35,6 +43,7 @@ class AdapterSlots:
         self._retired: set[int] = set()
         self._waiting_since: dict[int, int] = {}  # step in which a key was first found without a slot
         self._step, self._closed = 0, False  # the round of admissions; whether slots are given out no more in it
+        self._share, self._base_running = 0, 0
 
     def __len__(self) -> int:
         """Slots with an adapter in them."""
@@ -43,6 +52,10 @@ class AdapterSlots:
     def users(self, key: int) -> int:
         """Unfinished requests of an adapter."""
         return self._unfinished[key]
+
+    def waits(self, key: int) -> bool:
+        """Whether an adapter has requests and no slot."""
+        return key in self._unfinished and key not in self._slots
 
     def enter(self, key: int) -> None:
         """A request of this adapter has come."""
@@ -60,14 +73,25 @@ class AdapterSlots:
             if key in self._retired:
                 self._drop(key)
 
-    def begin(self, step: int) -> None:
-        """A round of admissions for a step. There may be several for one number, as a step can come to nothing."""
+    def begin(self, step: int, rows: int) -> None:
+        """A round of admissions for a step, to share ``rows`` rows. There may be several for one number, as a step
+        can come to nothing."""
         self._step, self._closed = step, False
+        self._share = -(-rows // (len(self._unfinished) + 1))
+
+    def crowded(self, key: int) -> bool:
+        """Whether an adapter, or the base model, has its share of the rows. Never where there is but one."""
+        if not self._unfinished:
+            return False
+        return (self._running[key] if key else self._base_running) >= self._share
 
     def admits(self, key: int) -> bool:
         """Whether a request may run now. Ask in the order in which requests should be served."""
         if not key:
             return True
+        if key in self.absent and key not in self._slots:
+            self.wanted[key] = None
+            return False
         if self._closed:
             return False
         if key in self._slots or self._free or self._idle() is not None:
@@ -78,6 +102,7 @@ class AdapterSlots:
     def acquire(self, key: int) -> int:
         """A request begins to run: its adapter's slot, into which it is put if need be (0: the base model)."""
         if not key:
+            self._base_running += 1
             return 0
         self._waiting_since.pop(key, None)
         self._running[key] += 1
@@ -87,10 +112,12 @@ class AdapterSlots:
 
     def release(self, key: int) -> None:
         """A request stops running."""
-        if key:
-            self._running[key] -= 1
-            if not self._running[key]:
-                del self._running[key]
+        if not key:
+            self._base_running -= 1
+            return
+        self._running[key] -= 1
+        if not self._running[key]:
+            del self._running[key]
 
     def can_pin(self) -> bool:
         """One slot at least stays open to everybody."""
@@ -141,6 +168,8 @@ class AdapterSlots:
 
     def _drop(self, key: int) -> None:
         self._retired.discard(key)
+        self.absent.discard(key)
+        self.wanted.pop(key, None)
         slot = self._slots.pop(key, 0)
         if slot:
             self._free.append(slot)

@@ -23,7 +23,7 @@ _MIXED: Final = -1
 
 @dataclass(frozen=True, slots=True)
 class _Timed:
-    """The last step: its number, what it told the device to guess, and how long its own guesses were."""
+    """A step: its number, what it told the device to guess, and how long its own guesses were."""
 
     number: int
     rows: int
@@ -42,6 +42,7 @@ class DeviceSpeculator:
     ) -> None:
         self.off = ""
         self.guess = 0
+        self.resting = False
         self.counts = DraftCounts(accepted_at=[0] * longest)
         self._name, self._longest, self._fixed = name, longest, fixed
         self._positions = max(max_sequences, MOST_POSITIONS)
@@ -49,7 +50,7 @@ class DeviceSpeculator:
         self._length = GuessLength()
         self._fed: dict[int, int] = {}  # by row: tokens of it that the proposer has seen
         self._catching = max_batch_tokens
-        self._last: _Timed | None = None
+        self._launched: dict[int, _Timed] = {}  # by number: steps in flight
         self._before: tuple[int, int, float] | None = None  # the step before: number, its guess, when it ended
 
     def draft(self, running: Sequence[Request], budget: int) -> None:
@@ -61,7 +62,12 @@ class DeviceSpeculator:
             length = min(request.guessed, most, request.limit - request.known - 1)
             if _guessable(request) and length > 0:
                 request.drafts = [GUESSED] * length
-        self.guess = 0 if self.off else self._choose(running)
+        wanted = 0 if self.off else self._choose(running)
+        self.resting = wanted == 0 and not any(request.guessed for request in running)
+        pending = any(
+            request.pending for request in running
+        )  # its end is not known: the rest ends with the next step
+        self.guess = 0 if pending else wanted
 
     def released(self, rows: Sequence[int]) -> None:
         for row in rows:
@@ -73,15 +79,14 @@ class DeviceSpeculator:
         lengths = {len(plan.drafts.get(index, ())) for index in range(len(plan.rows))}
         length = lengths.pop() if len(lengths) == 1 and not prompts else _MIXED
         self._catch_up(scheduled, prompts)
-        self._last = _Timed(plan.number, len(plan.rows), length, _MIXED if plan.behind else plan.guess)
+        timed = _Timed(plan.number, len(plan.rows), length, _MIXED if plan.behind else plan.guess)
+        self._launched[plan.number] = timed
 
     def finished(self, result: StepResult, now: float) -> None:
         """A step is timed from the end of the one before, if that guessed what this one verified."""
         if result.guessing_failed and not self.off:
             self.off = switched_off(self._name, result.guessing_failed)
-        last, before = self._last, self._before
-        if last is None or last.number != result.number:
-            return
+        last, before = self._launched.pop(result.number), self._before
         self._before = (last.number, last.guess, now)
         if before is not None and before[:2] == (last.number - 1, last.length) and now > before[2]:
             self._length.observe(last.rows, last.length, now - before[2])
@@ -118,7 +123,9 @@ class DeviceSpeculator:
         if self._fixed:
             return max(0, longest)
         fresh = Acceptance()
-        rates = [self._acceptance.get(request.id, fresh).rate if _guessable(request) else 0.0 for request in running]
+        rates = [
+            self._acceptance.get(request.id, fresh).rate if _guessable(request) else 0.0 for request in running
+        ]
         return self._length.choose(rates or [fresh.rate], longest)
 
 

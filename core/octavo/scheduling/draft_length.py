@@ -20,11 +20,11 @@ _ENOUGH: Final = 4.0  # steps, by weight, before times are believed
 _SAME: Final = 1e-3  # relative variance of step sizes below which they tell nothing about a token's cost
 _UNMEASURED: Final = 0.05  # a token's share in a step's time before it is known
 _UNMEASURED_GUESS: Final = 0.12  # a guess's share in a step's time before it is known
-_PERIOD_MEMORY: Final = 0.97  # weight of earlier steps of the same number of rows, for each new one
+_PERIOD_MEMORY: Final = 0.9  # weight of earlier steps of the same kind, for each new one
 _BETTER: Final = 0.01  # a longer guess must bring so much more
 _TRIAL: Final = 48  # decisions from one trial of a neighbouring length to the next
 _RARE_TRIAL: Final = 512  # likewise, where guessing does not pay
-_TRIAL_STEPS: Final = 3  # a trial's length
+_TRIAL_STEPS: Final = 4  # a trial's length
 _OUTLIER: Final = 3.0  # a step that takes longer than so many times the expected counts as this
 
 
@@ -104,8 +104,6 @@ class Periods:
         weight, mean = kept.get(length, (0.0, 0.0))
         if weight >= _ENOUGH:
             seconds = min(seconds, _OUTLIER * mean)
-        for other, (known, value) in kept.items():
-            kept[other] = (known * _PERIOD_MEMORY, value)
         weight *= _PERIOD_MEMORY
         kept[length] = (weight + 1, (weight * mean + seconds) / (weight + 1))
 
@@ -162,7 +160,7 @@ class GuessLength:
         if phase >= _TRIAL_STEPS:
             return best
         step = 1 if self._decisions // _TRIAL % 2 else -1
-        return max(0 if best > 1 else 1, min(longest, best + step))
+        return max(0 if best else 1, min(longest, best + step))
 
     def _best(self, rates: Sequence[float], longest: int) -> int:
         seconds = self._periods.estimate(len(rates), longest)

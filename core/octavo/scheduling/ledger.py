@@ -82,8 +82,8 @@ class Ledger:
 
     def match(self, request: Request) -> list[int]:
         """Published blocks that ``request`` can start behind, so that one token at least is left to compute."""
-        if not self._caching or request.params.prompt_logprobs is not None:
-            return []  # prompt log-probabilities come from computing every position
+        if not self._caching or request.params.prompt_logprobs is not None or request.pooling == "mean":
+            return []  # prompt log-probabilities and means come from computing every position
         count = (request.known - 1) // self._block_size
         return self.pool.match(request.block_hashes(count, self._block_size)[:count])
 

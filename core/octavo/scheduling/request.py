@@ -45,6 +45,7 @@ class Request:
     bad_word_ids: list[list[int]] = field(default_factory=list)
     constraint: Constraint | None = None
     speculates: bool = True  # whether tokens may be drafted, where the engine has a proposer
+    pooling: str = ""  # "last" or "mean": hidden states are pooled; the result stands for its one output token
 
     output_ids: list[int] = field(default_factory=list, init=False)
     known: int = field(default=0, init=False)  # prompt + output + pending tokens

@@ -13,7 +13,8 @@ a prompt, a part of a prompt, or a recomputation: all the same here.
 3. Unless someone was preempted, waiting requests are admitted in the policy's order, up to the first that doesn't
    fit. A request starts behind the longest published prefix of its tokens (one token at least is left to compute).
    While others run, all its known tokens must fit and leave a few blocks free, or it would soon be preempted.
-   One whose adapter finds no slot on the device is passed over: see :mod:`octavo.scheduling.adapters`.
+   One whose adapter finds no slot on the device is passed over, and of one priority those come last whose adapter
+   has its share of the rows: see :mod:`octavo.scheduling.adapters`.
 4. A full block is published as soon as its tokens are known and its computation is granted. Requests admitted in
    the very same step may share it: in each layer, all keys and values are written before any is read.
 5. `schedule` may be called again before `update` has brought the last step's tokens (overlap): these count as
@@ -22,6 +23,7 @@ a prompt, a part of a prompt, or a recomputation: all the same here.
    as computed: `update` adds those that turned out right to both, and takes back the blocks of the others. Drafts
    get tokens before prompts do, and blocks only while everyone who runs could have one more. Where the device
    guesses, behind the step it is told to, blocks for what it guesses are got ahead, under the same condition.
+7. A request that pools goes the way of one that may say one token; its result stands for that token.
 
 Both lines, running and waiting, are in order of arrival. An answer that outgrows what the whole pool can hold
 ends with "length": that depends on sizes alone, never on who else is running.
@@ -30,8 +32,9 @@ ends with "length": that depends on sizes alone, never on who else is running.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from octavo.cache.blocks import BlockPool, EngineInvariantError
 from octavo.contracts.api import EngineStats
@@ -44,6 +47,9 @@ from octavo.scheduling.ledger import Ledger
 from octavo.scheduling.request import Request
 from octavo.scheduling.speculating import Speculating
 from octavo.scheduling.step import Progress, Scheduled, StepBuilder
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Scheduler:
@@ -82,6 +88,12 @@ class Scheduler:
         """True while any request is unfinished. ``schedule`` may still have nothing to do just now."""
         return len(self._ledger) > 0
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether ``schedule`` may be called before ``update`` has brought the last step's tokens. Drafts follow
+        known tokens, so while there are any it may not."""
+        return self._speculator is None or self._speculator.resting
+
     def add(self, request: Request) -> None:
         """Queue a request.
 
@@ -111,6 +123,13 @@ class Scheduler:
         if request is not None:
             self._finish(request, reason)
         return request
+
+    def fail_adapter(self, key: int, reason: str) -> list[Progress]:
+        """End all waiting requests of an adapter that can't be had."""
+        failed = [request for request in self._ledger.waiting if request.adapter_key == key]
+        for request in failed:
+            self._finish(request, "error")
+        return [Progress(request, [], finish_reason="error", error=reason) for request in failed]
 
     def schedule(self) -> Scheduled | None:
         """The next step, or ``None`` when there is nothing to compute now.
@@ -164,10 +183,14 @@ class Scheduler:
                 if index in plan.drafts:
                     self._settle(request, len(plan.drafts[index]), len(accepted))
                 fresh = [*accepted, tokens[index]]
-                progress.append(self._take(request, fresh, result.logprobs.get(index), scores))
+                taken = self._take(request, fresh, result.logprobs.get(index), scores)
+                taken.drafted, taken.accepted = len(plan.drafts.get(index, ())), len(accepted)
+                progress.append(taken)
                 if request.row >= 0 and self._speculator is not None:
                     self._ledger.trim(request, plan.guess)
                     request.guessed = request.ahead  # what lies behind its blocks was guessed from nothing
+            elif request.pooling and plan.positions[index] + plan.counts[index] == request.prompt_length:
+                progress.append(self._take_pooled(request, result.pooled.get(index)))
             elif scores:
                 progress.append(Progress(request, [], None, scores))
         return progress
@@ -255,14 +278,26 @@ class Scheduler:
             return  # whoever came would need a block
         if not self._prompt_budget(step):
             return
-        ledger.adapters.begin(step.number)
-        waiting = tuple(ledger.waiting)
-        for index in self._policy.order(waiting, self._load()):
-            request = waiting[index]
+        ledger.adapters.begin(step.number, self._max_sequences)
+        for request in self._in_turn(tuple(ledger.waiting)):
             if request.pending or not ledger.adapters.admits(request.adapter_key):
                 continue
             if not self._start(request, step) or not step.prompt_left or not ledger.free_rows:
                 return
+
+    def _in_turn(self, waiting: tuple[Request, ...]) -> Iterator[Request]:
+        """In the policy's order, but among equals those last whose adapter has its share of the rows."""
+        later: list[Request] = []
+        for index in self._policy.order(waiting, self._load()):
+            request = waiting[index]
+            if later and later[0].priority != request.priority:
+                yield from later
+                later = []
+            if self._ledger.adapters.crowded(request.adapter_key):
+                later.append(request)
+            else:
+                yield request
+        yield from later
 
     def _start(self, request: Request, step: StepBuilder) -> bool:
         """Admit a waiting request; False when the blocks don't suffice."""
@@ -285,9 +320,10 @@ class Scheduler:
         request.granted = step.number
         request.drafted, request.guessed = len(drafts), 0
         sample = computed == request.known
-        step.grant(request, count, sample, drafts)
-        if request.ahead or (sample and self._guess):
-            self._look_ahead(request, self._guess if sample else 0, step)
+        samples = sample and not request.pooling
+        step.grant(request, count, samples, drafts)
+        if request.ahead or (samples and self._guess):
+            self._look_ahead(request, self._guess if samples else 0, step)
         if sample:
             request.pending += 1
             request.known += 1
@@ -363,6 +399,13 @@ class Scheduler:
         if reason:
             self._finish(request, reason)
         return Progress(request, fresh, logprobs[: len(fresh)] if logprobs else None, scores, reason, first)
+
+    def _take_pooled(self, request: Request, pooled: np.ndarray | None) -> Progress:
+        """The one result of a request whose hidden states were pooled."""
+        if pooled is None:
+            raise EngineInvariantError(f"Request {request.id} was to be pooled, but nothing came back.")
+        self._finish(request, "stop")
+        return Progress(request, [], finish_reason="stop", first=True, pooled=pooled)
 
     def _finish(self, request: Request, reason: str) -> None:
         self._ledger.finish(request, reason)

@@ -11,6 +11,12 @@ from octavo.contracts.executor import StepResult
 from octavo.scheduling.request import Request
 from octavo.scheduling.step import Scheduled, StepBuilder
 
+REST: Final = 16
+"""Steps without a draft after which the host rests, and from one look for drafts to the next."""
+
+LOOK: Final = 3
+"""Steps of such a look: in the first the last tokens come in."""
+
 MOST_POSITIONS: Final = 64
 """Positions sampled in one step, beyond what max_sequences allows for anyway."""
 
@@ -42,6 +48,12 @@ class Speculating(Protocol):
     off: str
     guess: int
     counts: DraftCounts
+
+    @property
+    def resting(self) -> bool:
+        """Nothing is guessed for a while: steps may be scheduled before the last one's tokens are there. A request
+        whose newest token is on the device gets no draft."""
+        ...
 
     def draft(self, running: Sequence[Request], budget: int) -> None:
         """Set ``drafts`` of the running requests for the step that is about to be scheduled.

@@ -13,7 +13,7 @@ from octavo.contracts.executor import StepResult
 from octavo.contracts.proposer import Draft, DraftRow, Proposer
 from octavo.scheduling.draft_length import Acceptance, StepTimes
 from octavo.scheduling.request import Request
-from octavo.scheduling.speculating import MOST_POSITIONS, DraftCounts, room_for_drafts, switched_off
+from octavo.scheduling.speculating import LOOK, MOST_POSITIONS, REST, DraftCounts, room_for_drafts, switched_off
 from octavo.scheduling.step import Scheduled, StepBuilder
 
 
@@ -28,6 +28,7 @@ class Speculator:
     ) -> None:
         self.off = ""
         self.guess = 0
+        self._idle = 0  # steps since the last draft
         self._proposer, self._name = proposer, name
         self._vocab_size, self._fixed = vocab_size, fixed
         self._positions = max(max_sequences, MOST_POSITIONS)
@@ -38,11 +39,17 @@ class Speculator:
         self._most = self._longest()
         self.counts = DraftCounts(accepted_at=[0] * self._most)
 
+    @property
+    def resting(self) -> bool:
+        """There was no draft for some time; a look is taken now and then."""
+        return bool(self.off) or (self._idle >= REST and self._idle % REST >= LOOK)
+
     def draft(self, running: Sequence[Request], budget: int) -> None:
         for request in running:
             request.drafts = []
         if self.off:
             return
+        self._idle += 1
         decodes, room = room_for_drafts(running, budget, self._positions)
         wanted = self._lengths(decodes, room) if room > 0 else []
         if not wanted:
@@ -56,6 +63,8 @@ class Speculator:
         for (request, _), tokens in zip(wanted, drafts, strict=True):
             fitting = len(tokens) if request.constraint is None else request.constraint.fits(tokens)
             request.drafts = tokens[:fitting]
+            if request.drafts:
+                self._idle = 0
 
     def released(self, rows: Sequence[int]) -> None:
         """Rows that were never drafted for are passed over."""

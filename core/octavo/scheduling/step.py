@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from octavo.contracts.executor import RowLogprobs, RowStart, StepPlan
 from octavo.scheduling.request import Request
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(slots=True)
@@ -23,8 +27,9 @@ class Progress(msgspec.Struct, gc=False):
     """What one step brought one request.
 
     ``token_ids`` may be empty where only prompt log-probabilities came or the request failed. ``logprobs`` is
-    aligned with ``token_ids``. ``prompt_logprobs`` continues the ones delivered before, without gap or overlap.
-    ``first``: these are the request's first tokens. ``error`` says why ``finish_reason`` is ``"error"``.
+    aligned with ``token_ids``. Of ``drafted`` tokens ``accepted`` were right. ``prompt_logprobs`` continues those
+    delivered before, without gap or overlap. ``first``: these are the request's first tokens. ``error`` says why
+    ``finish_reason`` is ``"error"``. ``pooled`` float32 [hidden_size] is the result of a request that pools.
     """
 
     request: Request
@@ -34,6 +39,9 @@ class Progress(msgspec.Struct, gc=False):
     finish_reason: str | None = None
     first: bool = False
     error: str | None = None
+    pooled: np.ndarray | None = None
+    drafted: int = 0
+    accepted: int = 0
 
 
 class StepBuilder:
@@ -86,6 +94,7 @@ class StepBuilder:
                 stop_ids=sorted(request.stop_ids),
                 bad_word_ids=request.bad_word_ids,
                 adapter_slot=request.adapter_slot,
+                pooling=request.pooling,
             )
         )
         self._blocks.append((request.row, 0, list(request.blocks)))

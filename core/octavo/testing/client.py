@@ -5,12 +5,25 @@ from __future__ import annotations
 import asyncio
 from codecs import getincrementaldecoder
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from octavo.contracts.api import Arrival, Delta, EngineStats, Health, PromptInfo, ServedModel, TokenLogprob
-from octavo.errors import RequestError
+import numpy as np
+
+from octavo.contracts.api import (
+    Arrival,
+    Delta,
+    Embedding,
+    EngineStats,
+    Health,
+    PromptInfo,
+    ServedModel,
+    TokenLogprob,
+)
+from octavo.contracts.lora import ServedAdapter
+from octavo.errors import NotFoundError, RequestError
 from octavo.params import SamplingParams
+from octavo.records import ToolParserRecord
 
 BOS: Final = 256
 EOS: Final = 257
@@ -40,7 +53,8 @@ class ScriptedClient:
     """Implements :class:`octavo.contracts.api.EngineClient`. ``answer(prompt_text, index)`` is what it says.
 
     ``tokens_per_delta`` bytes come in one delta, ``delay`` seconds apart. ``fail_after`` deltas it raises
-    ``failure``. ``calls`` and ``aborted`` (request ids) tell a test what happened.
+    ``failure``. ``opening`` stands at the end of rendered prompts; ``rendered`` keeps what was rendered: messages,
+    tools, options. ``calls`` and ``aborted`` (request ids) tell a test what happened.
     """
 
     model_name: str = "scripted"
@@ -54,10 +68,17 @@ class ScriptedClient:
     fail_after: int = 0
     failure: Exception | None = None
     adapters: tuple[str, ...] = ()
+    chat_template: str = ""
+    tool_parsers: Mapping[str, ToolParserRecord] = field(default_factory=dict)
+    rendered: list[tuple[list[Mapping[str, Any]], list[Mapping[str, Any]], Mapping[str, Any]]] = field(
+        default_factory=list
+    )
+    opening: str = ""
     state: Health = field(default_factory=lambda: Health(alive=True, ready=True, heartbeat_age=0.01))
     figures: EngineStats = field(default_factory=lambda: EngineStats(total_blocks=100))
     calls: list[Call] = field(default_factory=list)
     aborted: list[str | None] = field(default_factory=list)
+    resets: int = 0
 
     async def generate(
         self,
@@ -72,11 +93,7 @@ class ScriptedClient:
         add_special_tokens: bool = True,
     ) -> AsyncIterator[Delta]:
         """The scripted answers, interleaved."""
-        ids = (
-            await self.encode(prompt, add_special_tokens=add_special_tokens)
-            if isinstance(prompt, str)
-            else [*prompt]
-        )
+        ids = await self._ids(prompt, add_special_tokens)
         self._check(ids, params)
         self.calls.append(Call(ids, params, request_id, adapter, priority, cache_salt, arrival))
         answers = [self._deltas(index, ids, params) for index in range(params.n)]
@@ -98,6 +115,31 @@ class ScriptedClient:
             if not finished:
                 self.aborted.append(request_id)
 
+    async def embed(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        pooling: str | None = None,
+        dimensions: int | None = None,
+        normalize: bool = True,
+        request_id: str | None = None,
+        adapter: str | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        arrival: Arrival | None = None,
+        add_special_tokens: bool = True,
+    ) -> Embedding:
+        """The prompt's length, first and last token, and 1, scaled as asked for."""
+        ids = await self._ids(prompt, add_special_tokens)
+        params = SamplingParams(max_tokens=1)
+        self._check(ids, params)
+        if dimensions is not None and not 1 <= dimensions <= 4:
+            raise RequestError("dimensions must be between 1 and 4.", param="dimensions")
+        self.calls.append(Call(ids, params, request_id, adapter, priority, cache_salt, arrival))
+        await asyncio.sleep(self.delay)
+        values = np.array([len(ids), ids[0], ids[-1], 1], np.float32)[:dimensions]
+        return Embedding(values / np.linalg.norm(values) if normalize else values, len(ids))
+
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """BOS and the UTF-8 bytes."""
         return [*([BOS] if add_special_tokens else []), *text.encode()]
@@ -109,6 +151,10 @@ class ScriptedClient:
                 raise RequestError(f"token id {token} is out of range.", param="prompt")
         return text_of(list(token_ids), skip_special_tokens)
 
+    async def token_texts(self, token_ids: Sequence[int]) -> list[str]:
+        """One by one."""
+        return [await self.decode([token]) for token in token_ids]
+
     async def render_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -119,14 +165,22 @@ class ScriptedClient:
         template_options: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """``role: content`` a line."""
+        self.rendered.append((list(messages), list(tools or ()), template_options or {}))
         lines = [f"{message['role']}: {message['content']}" for message in messages]
         end = "" if continue_final_message else "\n"
-        return [BOS, *("\n".join(lines) + end + ("assistant: " if add_generation_prompt else "")).encode()]
+        return [
+            BOS,
+            *("\n".join(lines) + end + ("assistant: " + self.opening if add_generation_prompt else "")).encode(),
+        ]
 
     def models(self) -> list[ServedModel]:
         """The base model and the adapters."""
         base = ServedModel(self.model_name, "/models/scripted", None, self.max_length, 1)
         return [base, *(ServedModel(name, name, self.model_name, self.max_length, 2) for name in self.adapters)]
+
+    def resolves(self, name: str) -> bool:
+        """Nothing is ever looked up."""
+        return False
 
     def stats(self) -> EngineStats:
         """What ``figures`` says."""
@@ -137,7 +191,32 @@ class ScriptedClient:
         return self.state
 
     async def reset_prefix_cache(self) -> None:
-        """Nothing to forget."""
+        """Only counted."""
+        self.resets += 1
+
+    async def load_adapter(self, name: str, path: str, *, pinned: bool = False) -> ServedAdapter:
+        """Whatever the path is."""
+        self.adapters = (*self.adapters, name)
+        return ServedAdapter(name=name, path=path, digest="d", rank=8, nbytes=1, pinned=pinned)
+
+    async def unload_adapter(self, name: str) -> None:
+        """Raises NotFoundError for a name that is not served."""
+        if name not in self.adapters:
+            raise NotFoundError(f"there is no adapter {name!r} here.", param="name")
+        self.adapters = tuple(one for one in self.adapters if one != name)
+
+    def drain(self, reason: str = "draining") -> None:
+        """Changes ``state``."""
+        self.state = replace(self.state, ready=False, reason=reason)
+
+    def resume(self) -> None:
+        """Changes ``state``."""
+        self.state = replace(self.state, ready=True, reason="")
+
+    async def _ids(self, prompt: str | Sequence[int], add_special_tokens: bool) -> list[int]:
+        if isinstance(prompt, str):
+            return await self.encode(prompt, add_special_tokens=add_special_tokens)
+        return [*prompt]
 
     def _check(self, ids: list[int], params: SamplingParams) -> None:
         params.check_vocabulary(VOCAB_SIZE)
@@ -187,7 +266,7 @@ class ScriptedClient:
     def _prompt_info(self, ids: list[int], params: SamplingParams) -> PromptInfo:
         top = params.prompt_logprobs
         logprobs = None if top is None else [None, *(_logprob(token, top) for token in ids[1:])]
-        return PromptInfo(ids, 16 * (len(ids) // 16), logprobs)
+        return PromptInfo(ids, 16 * (len(ids) // 16), logprobs, queue_time=0.001)
 
 
 def text_of(ids: list[int], skip_special_tokens: bool) -> str:

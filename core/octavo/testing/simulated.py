@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from random import Random
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from octavo.cache.blocks import EngineInvariantError
-from octavo.contracts.executor import Masks, RowLogprobs, RowStart, StepPlan, StepResult
+from octavo.contracts.executor import GUESSED, Masks, RowLogprobs, RowStart, StepPlan, StepResult
 from octavo.params import SamplingParams
 
 VOCABULARY: Final = 64
@@ -71,7 +73,9 @@ class SimulatedExecutor:
     """Implements :class:`octavo.contracts.executor.Executor`.
 
     A plan that a device could not run, or that would give a wrong answer, raises :class:`EngineInvariantError`.
-    Rows whose history contains the token ``poison`` fail, as a model whose logits are not finite.
+    Rows whose history contains the token ``poison`` fail, as a model whose logits are not finite. Where plans ask
+    for guesses, each is right with probability ``rightness``; ``holes`` counts positions that the guesser's own
+    cache lacked.
     """
 
     def __init__(
@@ -84,7 +88,13 @@ class SimulatedExecutor:
         max_batch_tokens: int | None = None,
         vocab_size: int = VOCABULARY,
         poison: int | None = None,
+        longest_guess: int = 0,
+        rightness: float = 0.7,
     ) -> None:
+        self.longest_guess = longest_guess
+        self.holes = 0
+        self._rightness, self._random = rightness, Random(1)
+        self._seen: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]  # by the guesser
         self.depth = depth
         self.num_blocks = num_blocks
         self._block_size = block_size
@@ -110,6 +120,7 @@ class SimulatedExecutor:
         _require(plan.number > self._last_step, f"Step {plan.number} comes after step {self._last_step}.")
         self._last_step = plan.number
         self._apply_changes(plan)
+        plan = self._with_guesses(plan)
         self._check_shape(plan)
         work = list(zip(plan.rows, plan.positions, plan.counts, plan.samples, strict=True))
         written: set[tuple[int, int]] = set()
@@ -119,12 +130,22 @@ class SimulatedExecutor:
             self._write(row, position, count, known, written)
         for (row, position, count, _), known in zip(work, digests, strict=True):
             self._read(row, position + count, known)
-        step = SimulatedStep(lambda masks: self._sample(plan, masks), bool(plan.masked))
+        prompts = plan.num_tokens > len(plan.rows) + sum(map(len, plan.drafts.values()))
+        for (row, position, count, _), known in zip(work, digests, strict=True):
+            if prompts:
+                self._see(row, position, count, known)
+        step = SimulatedStep(lambda masks: self._finish(plan, masks), bool(plan.masked))
         if plan.masked:
             self._held = step
         else:
-            step._result = self._sample(plan, None)
+            step._result = self._finish(plan, None)
         return step
+
+    def _finish(self, plan: StepPlan, masks: Masks | None) -> StepResult:
+        result = self._sample(plan, masks)
+        if plan.guess:
+            self._guess(plan)
+        return result
 
     def stop(self) -> None:
         """Forget everything."""
@@ -146,6 +167,8 @@ class SimulatedExecutor:
         for row, index, blocks in plan.blocks:
             _require(row in self._rows, f"Row {row} gets blocks, but it was not started.")
             table = self._rows[row].table
+            if self._rows[row].guessed_for:  # blocks that wrong guesses had were given back
+                del table[index:]
             _require(index == len(table), f"Row {row} gets blocks at index {index}; it has {len(table)}.")
             for block in blocks:
                 _require(0 < block < self.num_blocks, f"Row {row} gets block {block}, which does not exist.")
@@ -168,9 +191,50 @@ class SimulatedExecutor:
             known = len(self._rows[row].tokens) + len(draft)
             _require(not draft or end == known, f"Row {row} has a draft, but is not complete.")
             _require(end <= known, f"Row {row} computes up to position {end}, but only {known} tokens are known.")
-            _require(
-                plan.samples[index] == (end == known), f"Row {row} must sample if, and only if, it is complete."
-            )
+            complete = end == known and not self._rows[row].start.pooling
+            _require(plan.samples[index] == complete, f"Row {row} must sample if, and only if, it is complete.")
+
+    def _with_guesses(self, plan: StepPlan) -> StepPlan:
+        """The plan with the tokens of guesses in place of their marks; and what it tells of missed tokens."""
+        for row in plan.rows if plan.guess else ():
+            self._rows[row].guessed_for = True
+        for row, (position, tokens) in plan.behind.items():
+            state = self._rows[row]
+            told = state.tokens[position : position + len(tokens)]
+            _require(told == tokens, f"Row {row} is told other tokens than it has.")
+            self._see(row, position, len(tokens), state.digests)
+        drafts = {}
+        for index, draft in plan.drafts.items():
+            guesses = self._rows[plan.rows[index]].guesses
+            marked = draft == [GUESSED] * len(draft)
+            _require(not marked or len(draft) <= len(guesses), f"Row {plan.rows[index]} has no such guess.")
+            drafts[index] = guesses[: len(draft)] if marked else draft
+        return msgspec.structs.replace(plan, drafts=drafts)
+
+    def _see(self, row: int, position: int, count: int, digests: list[int]) -> None:
+        """The guesser computes these positions."""
+        table = self._rows[row].table
+        for place in range(position, position + count):
+            self._seen[table[place // self._block_size]][place % self._block_size] = digests[place]
+
+    def _guess(self, plan: StepPlan) -> None:
+        for index, row in enumerate(plan.rows):
+            if not plan.samples[index]:
+                continue
+            state, room = self._rows[row], plan.room[index]
+            known, state.guesses = len(state.tokens), []
+            for _ in range(plan.guess):
+                token = state.next_token(self._vocab_size)
+                wrong = self._random.random() >= self._rightness
+                state.guesses.append((token + 1) % self._vocab_size if wrong else token)
+                state.append(token)
+            end = min(known + plan.guess - 1, room)
+            ahead = _digests_of(state.digests[:known], state.guesses)
+            self._see(row, known - 2, end - known + 2, ahead)
+            for place in range(min(known, room)):
+                block = state.table[place // self._block_size]
+                self.holes += self._seen[block][place % self._block_size] != state.digests[place]
+            del state.tokens[known:], state.digests[known:]
 
     def _write(
         self, row: int, position: int, count: int, digests: list[int], written: set[tuple[int, int]]
@@ -178,6 +242,7 @@ class SimulatedExecutor:
         state = self._rows[row]
         if state.computed < 0:  # the first chunk: what lies before it is taken from the prefix cache
             _require(position % self._block_size == 0, f"Row {row} starts at {position}, inside a block.")
+            _require(not position or state.start.pooling != "mean", f"Row {row} misses the beginning of its mean.")
         else:
             _require(
                 position == state.computed, f"Row {row} has computed {state.computed}, not {position}, tokens."
@@ -216,6 +281,8 @@ class SimulatedExecutor:
                 scores = [state.score(place, state.tokens[place + 1]) for place in range(start, last)]
                 if scores:
                     result.prompt_logprobs[index] = scores
+            if state.start.pooling and end == state.start.prompt_length:
+                result.pooled[index] = state.pooled()
             if plan.samples[index]:
                 fresh = self._new_tokens(state, plan.drafts.get(index, []), allowed.get(index))
                 if state.start.params.logprobs is not None:
@@ -252,7 +319,8 @@ class SimulatedExecutor:
             if guess != fresh[-1]:
                 break
         state.computed = len(state.tokens) - 1
-        del state.table[-(-state.computed // self._block_size) :]
+        if not state.guessed_for:
+            del state.table[-(-state.computed // self._block_size) :]
         return fresh
 
 
@@ -266,6 +334,8 @@ class _Row:
     digests: list[int] = field(default_factory=list)
     table: list[int] = field(default_factory=list)
     computed: int = -1
+    guesses: list[int] = field(default_factory=list)
+    guessed_for: bool = False
 
     def __post_init__(self) -> None:
         for token in self.start.tokens:
@@ -278,10 +348,7 @@ class _Row:
 
     def ahead(self, draft: Sequence[int]) -> list[int]:
         """Digests of the known tokens and of ``draft`` behind them."""
-        digests = self.digests
-        for token in draft:
-            digests = [*digests, hash((digests[-1], token))]
-        return digests
+        return _digests_of(self.digests, draft)
 
     def next_token(self, vocab_size: int, allowed: np.ndarray | None = None) -> int:
         token = hash((self.digests[-1], self.start.seed)) % vocab_size
@@ -293,10 +360,21 @@ class _Row:
             token = (token + 1) % vocab_size
         return token
 
+    def pooled(self) -> np.ndarray:
+        """Made-up hidden states, float32 [4], of all tokens."""
+        numbers = [hash((self.digests[-1], self.start.pooling == "mean", place)) % 1000 for place in range(4)]
+        return np.array(numbers, np.float32) + 1
+
     def score(self, place: int, token: int) -> RowLogprobs:
         """Made-up log-probability of ``token`` after position ``place``."""
         logprob = -(hash((self.digests[place], token)) % 1000) / 100
         return RowLogprobs(token, logprob, 1, [token], [logprob])
+
+
+def _digests_of(digests: list[int], draft: Sequence[int]) -> list[int]:
+    for token in draft:
+        digests = [*digests, hash((digests[-1], token))]
+    return digests
 
 
 def _require(condition: bool, problem: str) -> None:

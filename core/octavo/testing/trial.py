@@ -35,8 +35,15 @@ class StepLoop:
         scheduled = self.scheduler.schedule()
         if scheduled is not None:
             self._in_flight.append((scheduled, self.executor.launch(scheduled.plan)))
-        if not self._in_flight or (scheduled is not None and len(self._in_flight) <= self.executor.depth):
-            return []
+        depth = self.executor.depth if self.scheduler.overlaps else 0
+        progress = []
+        if self._in_flight and (scheduled is None or len(self._in_flight) > depth):
+            progress += self._finish_oldest()
+        while len(self._in_flight) > depth:
+            progress += self._finish_oldest()
+        return progress
+
+    def _finish_oldest(self) -> list[Progress]:
         scheduled, pending = self._in_flight.popleft()
         return self.scheduler.update(scheduled, pending.result())
 

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from octavo import __version__
 from octavo.contracts.api import Delta, PromptInfo, TokenLogprob
+from octavo_api.reading import PLAIN, Event, Reader, Reading
 
 FINGERPRINT: Final = f"octavo-{__version__}"
 
@@ -48,6 +49,11 @@ class Usage:
     prompt: int = 0
     completion: int = 0
     cached: int = 0
+    reasoning: int | None = None  # tokens of it, where the model has any
+
+    def think(self, tokens: int) -> None:
+        """Count tokens of reasoning, which are among the others."""
+        self.reasoning = (self.reasoning or 0) + tokens
 
     def add(self, delta: Delta) -> None:
         """Count a delta."""
@@ -63,6 +69,8 @@ class Usage:
             "completion_tokens": self.completion,
             "total_tokens": self.prompt + self.completion,
         }
+        if self.reasoning is not None:
+            usage["completion_tokens_details"] = {"reasoning_tokens": self.reasoning}
         if self.report_cached:
             usage["prompt_tokens_details"] = {"cached_tokens": self.cached}
         return usage
@@ -70,8 +78,10 @@ class Usage:
 
 @dataclass(slots=True)
 class Choice:
-    """One answer, collected."""
+    """One answer, collected; ``events`` is what its text is made of."""
 
+    reader: Reader = field(default_factory=PLAIN.reader)
+    events: list[Event] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -81,6 +91,9 @@ class Choice:
     def add(self, delta: Delta) -> None:
         """Append a delta."""
         self.texts.append(delta.text)
+        self.events += self.reader.feed(delta.text)
+        if delta.finish_reason is not None:
+            self.events += self.reader.end()
         self.token_ids += delta.token_ids
         self.logprobs += delta.logprobs or ()
         if delta.finish_reason is not None:
@@ -102,14 +115,17 @@ class Collected:
     usage: Usage
 
     @classmethod
-    def empty(cls, prompts: int, n: int, usage: Usage) -> Collected:
+    def empty(cls, prompts: int, n: int, usage: Usage, reading: Reading = PLAIN) -> Collected:
         """Before the first delta."""
-        return cls(n, [None] * prompts, [Choice() for _ in range(prompts * n)], usage)
+        return cls(n, [None] * prompts, [Choice(reading.reader()) for _ in range(prompts * n)], usage)
 
     def add(self, prompt: int, delta: Delta) -> None:
         """Append a delta."""
         self.usage.add(delta)
-        self.choices[prompt * self.n + delta.index].add(delta)
+        choice = self.choices[prompt * self.n + delta.index]
+        if choice.reader.thinking:
+            self.usage.think(len(delta.token_ids))
+        choice.add(delta)
         if delta.prompt is not None:
             self.prompts[prompt] = delta.prompt
 

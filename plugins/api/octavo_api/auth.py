@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from octavo.errors import ConfigError
@@ -20,6 +20,24 @@ def load_keys(options: OpenAIOptions) -> tuple[bytes, ...]:
     if any(not key.strip() for key in keys):
         raise ConfigError("may not be empty; leave it out for a server without a key.", "api_key")
     return tuple(_digest(key) for key in keys)
+
+
+def load_admin_keys(options: OpenAIOptions) -> tuple[bytes, ...]:
+    """Digest of the operator's key; empty where there is none. Raises :class:`ConfigError`."""
+    if options.admin_key is None:
+        return ()
+    key = options.admin_key.get_secret_value()
+    if not key.strip():
+        raise ConfigError("may not be empty; leave it out for a server without admin routes.", "admin_key")
+    if _digest(key) in load_keys(options):
+        raise ConfigError("must not be one of the clients' keys.", "admin_key")
+    return (_digest(key),)
+
+
+def credentials(headers: Mapping[str, str]) -> str | None:
+    """The Authorization header, or what stands in its place where clients send ``x-api-key``."""
+    key = headers.get("x-api-key")
+    return headers.get("authorization") or (None if key is None else f"Bearer {key}")
 
 
 def check_key(authorization: str | None, keys: Sequence[bytes]) -> None:

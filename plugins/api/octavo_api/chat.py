@@ -5,18 +5,21 @@ from __future__ import annotations
 from typing import Any, Final
 
 from octavo.contracts.api import Delta
-from octavo_api.answer import Collected, Head, Usage
+from octavo_api.answer import Choice, Collected, Head, Usage
 from octavo_api.frames import ChunkFrame, encode
 from octavo_api.logprobs import chat_logprobs, prompt_logprobs
+from octavo_api.reading import PLAIN, Event, Reader, Reading
 from octavo_api.schemas_chat import ChatBody
 
 _ROLE: Final = b'"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null'
+_NOTHING: Final = b',"logprobs":null,"finish_reason":null'
 
 
 class ChatFrames:
-    """A choice begins with its role, goes on with content, and ends with an empty delta and the reason."""
+    """A choice begins with its role, goes on with reasoning, content and tool calls, and ends with an empty delta
+    and the reason. A tool call begins with its id and name; fragments of its arguments follow."""
 
-    def __init__(self, body: ChatBody, head: Head, usage: Usage) -> None:
+    def __init__(self, body: ChatBody, head: Head, usage: Usage, reading: Reading = PLAIN) -> None:
         asked = body.stream_options
         self._frame = ChunkFrame(
             head,
@@ -26,9 +29,10 @@ class ChatFrames:
             continuous=bool(asked and asked.continuous_usage_stats),
         )
         self._usage = usage
+        self._reading = reading
         self._ids = bool(body.return_token_ids)
         self._logprobs = bool(body.logprobs)
-        self._begun: set[int] = set()
+        self._readers: dict[int, Reader] = {}
         self._prompt: list[int] = []
 
     def delta(self, prompt: int, delta: Delta) -> bytes:
@@ -37,30 +41,53 @@ class ChatFrames:
         if delta.prompt is not None:
             self._prompt = delta.prompt.token_ids
         frames = b""
-        if delta.index not in self._begun:
-            self._begun.add(delta.index)
+        reader = self._readers.get(delta.index)
+        if reader is None:
+            reader = self._readers[delta.index] = self._reading.reader()
             ids = b',"prompt_token_ids":' + encode(self._prompt) if self._ids else b""
             frames = self._frame.chunk(delta.index, _ROLE + ids)
-        if delta.text or (delta.token_ids and (self._ids or self._logprobs)):
-            frames += self._frame.chunk(delta.index, self._content(delta))
+        if reader.thinking:
+            self._usage.think(len(delta.token_ids))
+        events = reader.feed(delta.text)
         if delta.finish_reason is not None:
-            frames += self._frame.finish(delta.index, b'"delta":{}', delta.finish_reason, delta.stop_reason)
+            events += reader.end()
+        if not events and delta.token_ids and (self._ids or self._logprobs):
+            events = [Event()]
+        rest = self._rest(delta)
+        for event in events:
+            frames += self._frame.chunk(delta.index, b'"delta":' + self._event(event) + rest)
+            rest = _NOTHING  # log-probabilities and ids come once
+        if delta.finish_reason is not None:
+            reason = self._reading.finish_reason(delta.finish_reason, reader.called)
+            frames += self._frame.finish(delta.index, b'"delta":{}', reason, delta.stop_reason)
         return frames
 
     def end(self) -> bytes:
         """See :class:`octavo_api.sse.Frames`."""
         return self._frame.last()
 
-    def _content(self, delta: Delta) -> bytes:
+    def _rest(self, delta: Delta) -> bytes:
         logprobs = encode(chat_logprobs(delta.logprobs)) if self._logprobs and delta.logprobs else b"null"
         ids = b',"token_ids":' + encode(delta.token_ids) if self._ids else b""
-        return b'"delta":{"content":%b},"logprobs":%b,"finish_reason":null%b' % (encode(delta.text), logprobs, ids)
+        return b',"logprobs":%b,"finish_reason":null%b' % (logprobs, ids)
+
+    def _event(self, event: Event) -> bytes:
+        if event.reasoning:
+            thought = encode(event.reasoning)
+            return b'{"reasoning":%b,"reasoning_content":%b}' % (thought, thought)
+        if event.call is None:
+            return b'{"content":%b}' % encode(event.text)
+        call: dict[str, Any] = {"index": event.call, "function": {"arguments": event.arguments}}
+        if event.name is not None:
+            function = {"name": event.name, "arguments": ""}
+            call = {"index": event.call, "id": self._reading.call_id(), "type": "function", "function": function}
+        return b'{"tool_calls":[%b]}' % encode(call)
 
 
-def chat_object(body: ChatBody, head: Head, collected: Collected) -> dict[str, Any]:
+def chat_object(body: ChatBody, head: Head, collected: Collected, reading: Reading = PLAIN) -> dict[str, Any]:
     """The answer without streaming."""
     answer = head.fields("chat.completion")
-    answer["choices"] = [_choice(body, collected, index) for index in range(len(collected.choices))]
+    answer["choices"] = [_choice(body, choice, index, reading) for index, choice in enumerate(collected.choices)]
     answer["usage"] = collected.usage.fields()
     prompt = collected.prompts[0]
     if prompt is not None and body.return_token_ids:
@@ -70,15 +97,36 @@ def chat_object(body: ChatBody, head: Head, collected: Collected) -> dict[str, A
     return answer
 
 
-def _choice(body: ChatBody, collected: Collected, index: int) -> dict[str, Any]:
-    choice = collected.choices[index]
+def _choice(body: ChatBody, choice: Choice, index: int, reading: Reading) -> dict[str, Any]:
+    reason = choice.finish_reason
     fields: dict[str, Any] = {
         "index": index,
-        "message": {"role": "assistant", "content": choice.text, "refusal": None},
+        "message": _message(choice, reading),
         "logprobs": chat_logprobs(choice.logprobs) if body.logprobs else None,
-        "finish_reason": choice.finish_reason,
+        "finish_reason": None if reason is None else reading.finish_reason(reason, choice.reader.called),
         "stop_reason": choice.stop_reason,
     }
     if body.return_token_ids:
         fields["token_ids"] = choice.token_ids
     return fields
+
+
+def _message(choice: Choice, reading: Reading) -> dict[str, Any]:
+    text = "".join(event.text for event in choice.events)
+    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+    thought = "".join(event.reasoning for event in choice.events)
+    if thought:
+        message |= {"reasoning": thought, "reasoning_content": thought}
+    calls: list[dict[str, Any]] = []
+    arguments: list[list[str]] = []
+    for event in choice.events:
+        if event.name is not None:
+            calls.append({"id": reading.call_id(), "type": "function", "function": {"name": event.name}})
+            arguments.append([])
+        elif event.call is not None:
+            arguments[-1].append(event.arguments)
+    if calls:
+        for call, parts in zip(calls, arguments, strict=True):
+            call["function"]["arguments"] = "".join(parts)
+        message |= {"content": text or None, "tool_calls": calls}
+    return message

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -47,15 +47,15 @@ class Failure:
         detail = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return msgspec.json.encode({"error": detail})
 
-    def response(self) -> Response:
-        """The whole HTTP answer."""
-        return Response(self.body(), self.status, dict(self.headers), "application/json")
+    def response(self, style: Callable[[Failure], bytes] = body) -> Response:
+        """The whole HTTP answer; ``style`` renders its body."""
+        return Response(style(self), self.status, dict(self.headers), "application/json")
 
 
 def failure(error: BaseException, request_id: str) -> Failure:
     """Translate ``error``. What nobody foresaw is logged under ``request_id``; the client learns no details."""
     if isinstance(error, OverloadedError):
-        return Failure(503, str(error), code=error.code, headers={"retry-after": str(error.retry_after)})
+        return Failure(error.status, str(error), code=error.code, headers={"retry-after": str(error.retry_after)})
     if isinstance(error, HttpError):
         return Failure(error.status, str(error), error.param, error.code, error.headers)
     if isinstance(error, RequestError):

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
-from time import monotonic
+from collections.abc import Sequence
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
 from prometheus_client.exposition import choose_encoder
 
-from octavo.contracts.api import Delta, EngineClient
-from octavo.errors import RequestError
+from octavo.contracts.api import Embedding, EngineClient
+from octavo.params import SamplingParams
 from octavo_api.engine_figures import PREFIX, EngineFigures
-from octavo_api.streams import close
+from octavo_api.watch import Watch
 
 
 def _buckets(bounds: str) -> tuple[float, ...]:
@@ -45,77 +51,55 @@ class Metrics:
             ["route", "status"],
             registry=self.registry,
         )
+        self._http_time = Histogram(
+            PREFIX + "http_request_duration_seconds",
+            "From a request's headers to the beginning of its answer, by route.",
+            ["route"],
+            registry=self.registry,
+            buckets=_FIRST,
+        )
         self.first = self._histogram("time_to_first_token_seconds", "From arrival to the first token.", _FIRST)
         self.between = self._histogram("inter_token_latency_seconds", "Between tokens of an answer.", _BETWEEN)
         self.whole = self._histogram("e2e_request_latency_seconds", "From arrival to the last token.", _WHOLE)
         self.prompt = self._histogram("request_prompt_tokens", "Tokens of a prompt.", _TOKENS)
         self.generated = self._histogram("request_generation_tokens", "Tokens of an answer.", _TOKENS)
         self.asked = self._histogram("request_params_n", "Answers asked for with one prompt.", _ANSWERS)
+        self.longest = self._histogram("request_params_max_tokens", "Longest answer asked for, in tokens.", _TOKENS)
+        self.queue = self._histogram("request_queue_time_seconds", "From arrival to being scheduled.", _FIRST)
+        self.prefill = self._histogram("request_prefill_time_seconds", "From there to the first token.", _FIRST)
+        self.decode = self._histogram("request_decode_time_seconds", "From the first token to the last.", _WHOLE)
+        self.inference = self._histogram("request_inference_time_seconds", "Prefill and decode together.", _WHOLE)
+        self.each = self._histogram(
+            "request_time_per_output_token_seconds", "Mean time between an answer's tokens.", _BETWEEN
+        )
+        self.cached = self._counter("prompt_tokens_cached", "Prompt tokens that came from the prefix cache.")
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self.registry)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(PREFIX + name, text, ["model_name"], registry=self.registry)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(PREFIX + name, text, ["model_name"], registry=self.registry, buckets=buckets)
 
-    def responded(self, route: str, status: int) -> None:
-        """Count an HTTP answer; ``route`` is the route's pattern, so that clients can't invent labels."""
+    def responded(self, route: str, status: int, seconds: float) -> None:
+        """Count an HTTP answer; ``route`` is the route's pattern, so that clients can't invent labels. A stream has
+        been answered when it begins."""
         self._http.labels(route, str(status)).inc()
+        self._http_time.labels(route).observe(seconds)
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition and its content type, in the format that ``accept`` prefers."""
         encoder, content_type = choose_encoder(accept)
         return encoder(self.registry), content_type
 
-    def watch(self, received: float, n: int) -> Watch:
+    def embedded(self, found: Sequence[Embedding]) -> None:
+        """Count inputs that were made into vectors."""
+        model = self._client.model_name
+        for one in found:
+            self.prompt.labels(model).observe(one.prompt_tokens)
+        self.success.labels(model, "stop").inc(len(found))
+
+    def watch(self, received: float, params: SamplingParams) -> Watch:
         """Measures one prompt's answers. ``received``: when the request came, in monotonic seconds."""
-        return Watch(self, self._client.model_name, received, n)
-
-
-class Watch:
-    """One prompt's ``n`` answers, measured as they pass."""
-
-    def __init__(self, metrics: Metrics, model: str, received: float, n: int) -> None:
-        self._success = metrics.success
-        self._model = model
-        self._received = received
-        self._n = n
-        self._first = metrics.first.labels(model)
-        self._between = metrics.between.labels(model)
-        self._whole = metrics.whole.labels(model)
-        self._prompt = metrics.prompt.labels(model)
-        self._generated = metrics.generated.labels(model)
-        self._asked = metrics.asked.labels(model)
-        self._latest: dict[int, float] = {}
-        self._counts: dict[int, int] = {}
-
-    async def follow(self, stream: AsyncIterator[Delta]) -> AsyncGenerator[Delta, None]:
-        """Pass ``stream`` on. What ends before its last delta counts as aborted, except refusals."""
-        unfinished = self._n
-        try:
-            async for delta in stream:
-                self._see(delta)
-                unfinished -= delta.finish_reason is not None
-                yield delta
-        except RequestError:
-            unfinished = 0
-            raise
-        finally:
-            await close(stream)
-            for _ in range(unfinished):
-                self._success.labels(self._model, "abort").inc()
-
-    def _see(self, delta: Delta) -> None:
-        now = monotonic()
-        if delta.prompt is not None:
-            self._prompt.observe(len(delta.prompt.token_ids))
-            self._asked.observe(self._n)
-        if delta.token_ids:
-            before = self._latest.get(delta.index)
-            if before is not None:
-                self._between.observe((now - before) / len(delta.token_ids))
-            elif not self._latest:
-                self._first.observe(now - self._received)
-            self._latest[delta.index] = now
-            self._counts[delta.index] = self._counts.get(delta.index, 0) + len(delta.token_ids)
-        if delta.finish_reason is not None:
-            self._success.labels(self._model, delta.finish_reason).inc()
-            self._whole.observe(now - self._received)
-            self._generated.observe(self._counts.get(delta.index, 0))
+        return Watch(self, self._client.model_name, received, params)

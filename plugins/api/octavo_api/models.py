@@ -26,12 +26,15 @@ class Names:
             return self._bases[0], None
         if name in self._bases:
             return name, None
-        adapters = self._adapters()
-        if name in adapters:
+        if name in self._adapters() or self._client.resolves(name):
             return name, name
+        raise self._unknown(name)
+
+    def _unknown(self, name: str) -> NotFoundError:
+        adapters = self._adapters()
         served = [*self._bases, *adapters]
         listed = ", ".join(served[:8]) + (", …" if len(served) > 8 else "")
-        raise NotFoundError(
+        return NotFoundError(
             f"The model {name[:100]!r} is not served here; served: {listed}.{nearest(name, served)}",
             param="model",
             code="model_not_found",
@@ -47,8 +50,10 @@ class Names:
 
     def find(self, name: str) -> dict[str, Any]:
         """One of them. Raises :class:`NotFoundError`."""
-        self.resolve(name)
-        return next(entry for entry in self.listing() if entry["id"] == name)
+        for entry in self.listing():
+            if entry["id"] == name:
+                return entry
+        raise self._unknown(name)
 
     @property
     def _bases(self) -> list[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from octavo.hookspecs import hookimpl
 from octavo.records import ApiRecord
+from octavo_api.batch_command import configure, run
 from octavo_api.options import OpenAIOptions
 
 if TYPE_CHECKING:
@@ -20,6 +21,12 @@ def build(client: EngineClient, options: OpenAIOptions) -> ApiSurface:
     from octavo_api.surface import OpenAISurface
 
     return OpenAISurface(client, options)
+
+
+@hookimpl
+def octavo_commands(app: Any) -> None:
+    """Contribute ``run-batch``."""
+    app.add("run-batch", "Answer a file of requests in OpenAI's batch format.", configure, run)
 
 
 @hookimpl

@@ -9,6 +9,7 @@ from pydantic import Field, PlainValidator, model_validator
 
 from octavo_api.schemas import Body, GenerationBody, Int
 from octavo_api.schemas_structured import StructuredBody
+from octavo_api.schemas_tools import ToolFields
 
 MAX_TEMPLATE_KWARGS: Final = 32
 MAX_KWARG_TEXT: Final = 1024
@@ -60,6 +61,8 @@ class Message(Body):
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
+    reasoning: str | None = Field(None, description="What an assistant message was preceded by; also as below.")
+    reasoning_content: str | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> Message:
@@ -78,6 +81,9 @@ class Message(Body):
         for name in ("name", "tool_call_id"):
             if getattr(self, name) is not None:
                 message[name] = getattr(self, name)
+        reasoning = self.reasoning or self.reasoning_content
+        if reasoning:
+            message["reasoning_content"] = reasoning
         if self.tool_calls:
             message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
         return message
@@ -102,15 +108,18 @@ TemplateKwargs = Annotated[
 ]
 
 
-class ChatBody(StructuredBody, GenerationBody):
+class ChatBody(ToolFields, StructuredBody, GenerationBody):
     """A chat completion request."""
 
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] = Field(
+        description="The conversation so far."
+    )
     max_completion_tokens: Int | None = Field(None, description="OpenAI's newer name of max_tokens.")
-    logprobs: bool | None = None
-    top_logprobs: Int | None = None
+    logprobs: bool | None = Field(None, description="Report each token's log-probability.")
+    top_logprobs: Int | None = Field(None, description="Likeliest tokens to report at each place, beside it.")
     add_generation_prompt: bool | None = Field(
         None, description="End the prompt with the start of an answer; default: unless a message is continued."
     )
     continue_final_message: bool | None = Field(None, description="Go on with the last message's text.")
+    include_reasoning: bool | None = Field(None, description="false: the answer comes without its reasoning.")
     chat_template_kwargs: TemplateKwargs | None = Field(None, description="Switches of the chat template.")

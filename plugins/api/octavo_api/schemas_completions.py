@@ -13,7 +13,7 @@ Prompt = str | list[int]
 _LARGEST_ID = 2**31 - 1
 
 
-def _prompts(value: object) -> list[Prompt]:
+def prompts_of(value: object) -> list[Prompt]:
     """One prompt or several, each text or token ids. By hand: one pass and one error, however long the list."""
     if isinstance(value, str) or _are_ids(value):
         return [value]  # type: ignore[list-item]
@@ -38,8 +38,8 @@ class CompletionBody(StructuredBody, GenerationBody):
 
     prompt: Annotated[
         list[Prompt],
-        PlainValidator(_prompts, json_schema_input_type=str | list[int] | list[str] | list[list[int]]),
-    ]
-    logprobs: Int | None = None
+        PlainValidator(prompts_of, json_schema_input_type=str | list[int] | list[str] | list[list[int]]),
+    ] = Field(description="A text, token ids, or a list of such; each is answered.")
+    logprobs: Int | None = Field(None, description="Report each token's log-probability, and this many likeliest.")
     echo: bool | None = Field(None, description="Put the prompt before the answer.")
     add_special_tokens: bool | None = Field(None, description="Default true: begin text prompts with BOS.")

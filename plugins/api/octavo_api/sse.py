@@ -54,7 +54,8 @@ class EventStream(Response):
 
     ``keep_alive``: a comment is sent after this many silent seconds. ``deadline`` is in the event loop's
     time.
-    ``closed`` is called once at the end, whatever happens.
+    ``closed`` is called once at the end, whatever happens. ``last_words`` renders the error of a stream that took
+    too long.
     """
 
     media_type = "text/event-stream"
@@ -66,12 +67,14 @@ class EventStream(Response):
         request_id: str,
         keep_alive: float,
         deadline: float | None,
+        last_words: Callable[[BaseException, str], bytes] | None = None,
     ) -> None:
         super().__init__(None, 200, {"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self.closed: Callable[[], None] = lambda: None
-        self._source = source
+        self.source = source
         self._request_id = request_id
+        self._last_words = error_event if last_words is None else last_words
         self._keep_alive = keep_alive
         self._deadline = deadline
         self._last_sent = 0.0
@@ -83,7 +86,7 @@ class EventStream(Response):
         except (ClientGone, OSError):
             pass  # nobody is there to be told
         finally:
-            await self._source.aclose()
+            await self.source.aclose()
             self.closed()
 
     async def _run(self, send: Send) -> None:
@@ -91,9 +94,9 @@ class EventStream(Response):
         ticker = asyncio.create_task(self._tick(send))
         try:
             async with asyncio.timeout_at(self._deadline):
-                await self._send_all(self._source, send)
+                await self._send_all(self.source, send)
         except TimeoutError as error:
-            await self._send(error_event(error, self._request_id), send)
+            await self._send(self._last_words(error, self._request_id), send)
         finally:
             ticker.cancel()
             await asyncio.gather(ticker, return_exceptions=True)

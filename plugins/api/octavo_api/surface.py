@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from ipaddress import ip_address
-from typing import Any, Final
+from typing import Final
 
 from fastapi import APIRouter
 from starlette.responses import Response
 
 from octavo import __version__
 from octavo.contracts.api import EngineClient
+from octavo_api.admin import admin_routes
 from octavo_api.answer import json_response
+from octavo_api.calling import check_tool_parser
+from octavo_api.embeddings import Embeddings
 from octavo_api.generate import Generation, check_ready
-from octavo_api.guard import Call, Endpoint, Guard
+from octavo_api.guard import Call, Guard
+from octavo_api.messages import message_routes
 from octavo_api.metrics import Metrics
 from octavo_api.models import Names
-from octavo_api.openapi import described, document
+from octavo_api.openapi import document
 from octavo_api.options import OpenAIOptions
+from octavo_api.responses import response_routes
+from octavo_api.routes import Route, add, asked, posted
 from octavo_api.schemas_chat import ChatBody
 from octavo_api.schemas_completions import CompletionBody
+from octavo_api.schemas_tokens import DetokenizeBody, EmbeddingBody, TokenizeBody
+from octavo_api.scores import scoring_routes
+from octavo_api.tokens import Tokens
 
 log = logging.getLogger("octavo.api")
 
@@ -33,6 +43,7 @@ class OpenAISurface:
     prefix = ""
 
     def __init__(self, client: EngineClient, options: OpenAIOptions) -> None:
+        check_tool_parser(client, options)
         self._client = client
         self._options = options
         self._names = Names(client, options)
@@ -48,39 +59,60 @@ class OpenAISurface:
     def router(self) -> APIRouter:
         """All routes."""
         router = APIRouter(redirect_slashes=False)
-        guard = self._guard
-        generation = Generation(self._client, self._options, self._names, self._metrics)
-        for path, handler, body, summary in (
-            ("/v1/chat/completions", generation.chat, ChatBody, "Go on with a conversation"),
-            ("/v1/completions", generation.completion, CompletionBody, "Go on with a text"),
-        ):
-            _add(router, path, ["POST"], guard.generation(path, handler), summary, described(body))
-        for path, asked, summary in (
-            ("/v1/models", self._models, "List the served models"),
-            ("/v1/models/{model_id:path}", self._model, "One served model"),
-            ("/version", self._version, "Octavo's version"),
-            *([("/metrics", self._exposition, "Figures for Prometheus")] if self._options.metrics else []),
-        ):
-            _add(router, path, ["GET"], guard.keyed(path, asked), summary)
-        for path, asked, summary in (
-            ("/health", self._health, "Whether the engine is alive"),
-            ("/ready", self._ready, "Whether new requests are taken"),
-        ):
-            _add(router, path, ["GET"], guard.open(path, asked), summary)
-            _add(router, path, ["HEAD"], guard.open(path, asked), summary)
-        if self._options.allowed_origins:
-            for path in ("/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{model_id:path}"):
-                _add(router, path, ["OPTIONS"], guard.preflight, "May a page of another origin call?")
-        self._add_document(router)
-        return router
-
-    def _add_document(self, router: APIRouter) -> None:
-        about = document(router, [ChatBody, CompletionBody])
+        routes = [*self._generating(), *self._asking()]
+        if self._guard.has_admin_key:
+            routes += admin_routes(self._guard, self._client)
+        for route in routes:
+            add(router, route)
+            if route.browsers and self._options.allowed_origins:
+                preflight = self._guard.preflight
+                add(router, replace(route, method="OPTIONS", endpoint=preflight, body=None, hidden=True))
+        about = document(router, routes)
 
         async def answer(call: Call) -> Response:
             return json_response(about)
 
-        _add(router, _DOCUMENT, ["GET"], self._guard.keyed(_DOCUMENT, answer), "This document")
+        endpoint = self._guard.keyed(_DOCUMENT, answer)
+        add(router, Route(method="GET", path=_DOCUMENT, endpoint=endpoint, summary="This document"))
+        return router
+
+    def _generating(self) -> list[Route]:
+        guard, options = self._guard, self._options
+        generation = Generation(self._client, options, self._names, self._metrics)
+        embeddings = Embeddings(self._client, options, self._names, self._metrics)
+        tokens = Tokens(self._client, options, self._names)
+        found = [
+            posted(
+                "/v1/chat/completions", guard.generation, generation.chat, ChatBody, "Go on with a conversation"
+            ),
+            posted("/v1/completions", guard.generation, generation.completion, CompletionBody, "Continue a text"),
+            posted("/v1/embeddings", guard.generation, embeddings.embeddings, EmbeddingBody, "Texts as vectors"),
+            *response_routes(guard, generation),
+            *message_routes(guard, generation, tokens),
+            posted("/tokenize", guard.posted, tokens.tokenize, TokenizeBody, "A text's tokens"),
+            posted("/detokenize", guard.posted, tokens.detokenize, DetokenizeBody, "The text of tokens"),
+        ]
+        if options.scoring == "cosine":
+            found += scoring_routes(guard, embeddings)
+        return found
+
+    def _asking(self) -> list[Route]:
+        guard = self._guard
+        found = [
+            asked("/v1/models", guard.keyed, self._models, "List the served models", browsers=True),
+            asked("/v1/models/{model_id:path}", guard.keyed, self._model, "One served model", browsers=True),
+            asked("/version", guard.keyed, self._version, "Octavo's version"),
+        ]
+        if self._options.metrics:
+            figures = asked("/metrics", guard.keyed, self._exposition, "Figures for Prometheus")
+            found.append(replace(figures, answers=("text/plain", "application/openmetrics-text")))
+        for path, handler, summary in (
+            ("/health", self._health, "Whether the engine is alive"),
+            ("/ready", self._ready, "Whether new requests are taken"),
+        ):
+            route = asked(path, guard.open, handler, summary, keyed=False)
+            found += [route, replace(route, method="HEAD", hidden=True)]
+        return found
 
     async def _models(self, call: Call) -> Response:
         check_ready(self._client)
@@ -121,24 +153,3 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _add(
-    router: APIRouter,
-    path: str,
-    methods: list[str],
-    endpoint: Endpoint,
-    summary: str,
-    extra: dict[str, Any] | None = None,
-) -> None:
-    router.add_api_route(
-        path,
-        endpoint,
-        methods=methods,
-        summary=summary,
-        operation_id=f"{methods[0].lower()} {path}",
-        response_model=None,
-        response_class=Response,
-        include_in_schema=methods != ["OPTIONS"],
-        openapi_extra=extra,
-    )

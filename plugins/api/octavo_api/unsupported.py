@@ -13,6 +13,7 @@ from octavo_api.schemas import Body
 from octavo_api.schemas_chat import ChatBody, Message
 from octavo_api.schemas_completions import CompletionBody
 from octavo_api.schemas_structured import StructuredBody
+from octavo_api.schemas_tools import NamedChoice
 
 Neutral = Mapping[str, Sequence[Any]]
 
@@ -20,7 +21,6 @@ _COMMON: Final[Neutral] = {
     "best_of": (1,),
     "use_beam_search": (False,),
     "length_penalty": (1, 1.0),
-    "truncate_prompt_tokens": (),
     "spaces_between_special_tokens": (True,),
     "return_tokens_as_token_ids": (False,),
     "guided_decoding_backend": (),
@@ -29,11 +29,36 @@ _COMMON: Final[Neutral] = {
     "store": (False,),
     "metadata": ({},),
 }
+_OTHER_SERVERS: Final[Neutral] = {  # of vLLM and SGLang
+    "truncation_side": ("left",),
+    "logprob_token_ids": (),
+    "thinking_token_budget": (-1,),
+    "repetition_detection": (),
+    "watermarking": (),
+    "session_id": (),
+    "return_prompt_text": (False,),
+    "return_token_offsets": (False,),
+    "return_weight_versions": (False,),
+    "kv_transfer_params": (),
+    "ec_transfer_params": (),
+    "vllm_xargs": (),
+    "stream_interval": (1,),
+    "media_io_kwargs": (),
+    "mm_processor_kwargs": (),
+    "data_parallel_rank": (),
+    "stop_regex": (),
+    "no_stop_trim": (False,),
+    "lora_path": (),
+    "custom_logit_processor": (),
+    "custom_params": (),
+    "rid": (),
+    "return_hidden_states": (False,),
+    "session_params": (),
+    "input_ids": (),
+}
 _CHAT: Final[Neutral] = {
     **_COMMON,
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
+    **_OTHER_SERVERS,
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -46,10 +71,10 @@ _CHAT: Final[Neutral] = {
     "documents": ([],),
     "echo": (False,),
     "add_special_tokens": (False,),
-    "mm_processor_kwargs": (),
 }
 _COMPLETION: Final[Neutral] = {
     **_COMMON,
+    **_OTHER_SERVERS,
     "suffix": ("",),
     "prompt_embeds": (),
 }
@@ -58,8 +83,6 @@ _MESSAGE: Final[Neutral] = {
     "annotations": ([],),
     "audio": (),
     "function_call": (),
-    "reasoning": ("",),
-    "reasoning_content": ("",),
 }
 _STRUCTURED: Final[Neutral] = {"structural_tag": (), "disable_additional_properties": (False,)}
 _STREAM_OPTIONS: Final[Neutral] = {"include_obfuscation": (False,)}
@@ -70,8 +93,14 @@ def check_chat(body: ChatBody, *, ignore_unknown: bool) -> None:
     """Raise :class:`RequestError` for the first field of a chat request that can't be honoured."""
     check_extras(body, _CHAT, "", ignore_unknown=ignore_unknown)
     _check_structured(body, ignore_unknown)
+    for index, tool in enumerate(body.tools or ()):
+        check_extras(tool, {}, f"tools[{index}].", ignore_unknown=ignore_unknown)
+        check_extras(tool.function, {}, f"tools[{index}].function.", ignore_unknown=ignore_unknown)
+    if isinstance(body.tool_choice, NamedChoice):
+        check_extras(body.tool_choice, {}, "tool_choice.", ignore_unknown=ignore_unknown)
+        check_extras(body.tool_choice.function, {}, "tool_choice.function.", ignore_unknown=ignore_unknown)
     for index, message in enumerate(body.messages):
-        _check_message(message, f"messages[{index}].", ignore_unknown)
+        check_message(message, f"messages[{index}].", ignore_unknown)
     _check_stream_options(body, ignore_unknown)
 
 
@@ -112,7 +141,8 @@ def _check_structured(body: StructuredBody, ignore_unknown: bool) -> None:
         check_extras(body.structured_outputs, _STRUCTURED, "structured_outputs.", ignore_unknown=False)
 
 
-def _check_message(message: Message, where: str, ignore_unknown: bool) -> None:
+def check_message(message: Message, where: str, ignore_unknown: bool) -> None:
+    """Likewise for one message, which stands at ``where``."""
     if message.model_extra:
         check_extras(message, _MESSAGE, where, ignore_unknown=ignore_unknown)
     for index, call in enumerate(message.tool_calls or ()):

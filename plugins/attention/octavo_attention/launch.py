@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import triton
 
+from octavo.ahead import launch
 from octavo.contracts.attention import AttentionSpec
 from octavo_attention.kernels.decode import decode_kernel, split_kernel
 from octavo_attention.kernels.kv_write import kv_write_kernel
@@ -42,17 +43,15 @@ class PrefillConfig:
 def decode_config(dim: int, itemsize: int, processors: int, rows: int) -> DecodeConfig:
     """Found by ``benchmarks/gpu/attention_bench.py --sweep`` on an H200.
 
-    Three programs a processor with small tiles keep the memory busy. Fewer rows are bound by latency instead:
-    larger tiles, and fewer partial results to merge.
+    Two programs a processor with two tiles on their way keep the memory busy. Fewer rows are bound by latency
+    instead: larger tiles, and fewer partial results to merge.
     """
     block_n = max(16, min(64, 16384 // (dim * itemsize)))
     if rows <= 2:
         return DecodeConfig(block_n, programs=processors, stages=3)
     if rows <= 64:
         return DecodeConfig(2 * block_n, programs=processors if rows <= 16 else 2 * processors, stages=3)
-    # Turning FP8 into 16 bits takes registers: two programs are all that fit.
-    resident = 2 if itemsize == 1 and dim >= 128 else 3
-    return DecodeConfig(block_n, programs=resident * processors, stages=3)
+    return DecodeConfig(block_n, programs=2 * processors, stages=5)
 
 
 def prefill_config(dim: int, itemsize: int) -> PrefillConfig:
@@ -115,7 +114,9 @@ def write(
     wait inside (from Hopper on).
     """
     _, kv_heads, _, block_size, head_dim = cache.shape
-    kv_write_kernel[(key.shape[0],)](
+    launch(
+        kv_write_kernel,
+        (key.shape[0],),
         key,
         value,
         cache,
@@ -155,7 +156,9 @@ def split(plan: AttentionPlan, spec: AttentionSpec, config: DecodeConfig) -> tor
             rows *= 4
         part = max(1, _SEARCHED // rows)
         runs = torch.empty((config.programs + 1, 4), dtype=torch.int32, device=plan.batch.seq_lens.device)
-        split_kernel[(triton.cdiv(config.programs, part),)](
+        launch(
+            split_kernel,
+            (triton.cdiv(config.programs, part),),
             plan.batch.seq_lens,
             runs,
             plan.decode_rows,
@@ -188,7 +191,9 @@ def decode(
     used = triton.next_power_of_2(plan.queries * (spec.num_heads // spec.num_kv_heads))
     slots = 2 * config.programs * used
     partial = scratch.partial(slots * (dim + 2))
-    decode_kernel[(config.programs,)](
+    launch(
+        decode_kernel,
+        (config.programs,),
         query,
         cache,
         batch.block_tables,
@@ -231,7 +236,9 @@ def prefill(
     """Attend for the plan's other rows, on any GPU."""
     batch = plan.batch
     work = plan.work_list(config.block_m // (spec.num_heads // spec.num_kv_heads))
-    prefill_kernel[(spec.num_kv_heads, work.count)](
+    launch(
+        prefill_kernel,
+        (spec.num_kv_heads, work.count),
         query,
         cache,
         batch.block_tables,

@@ -10,6 +10,7 @@ import triton
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from octavo.ahead import launch
 from octavo.contracts.attention import AttentionSpec
 from octavo_attention.kernels.prefill_hopper import prefill_hopper_kernel
 from octavo_attention.launch import LOG2E, layer_constants
@@ -75,7 +76,9 @@ class HopperPrefill:
         config = config or hopper_config(triton.next_power_of_2(spec.head_dim), longest)
         work = plan.work_list(BLOCK_M // (spec.num_heads // spec.num_kv_heads))
         items = work.count * spec.num_kv_heads
-        prefill_hopper_kernel[(min(self.processors, items),)](
+        launch(
+            prefill_hopper_kernel,
+            (min(self.processors, items),),
             query,
             self.descriptor(cache, min(cache.shape[3], config.block_n)),
             batch.block_tables,

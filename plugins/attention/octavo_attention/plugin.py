@@ -60,4 +60,5 @@ def octavo_attention_backends() -> Iterable[AttentionRecord]:
         rank=100,
         supports=supports,
         graph_safe=True,
+        compiles_ahead=True,
     )

@@ -4,6 +4,9 @@ Tokens come grouped by slot: ``order`` lists those that have an adapter so that 
 ``tiles`` cuts the list into pieces of at most ``BLOCK_M`` tokens of one slot, so that a product of tensor cores
 belongs to one adapter. Tiles that a graph has room for and the step does not need say slot 0, and end at once.
 
+With ``PDL`` a kernel may be started before the one ahead has ended (programmatic dependent launch, Hopper). Every
+program waits for that end first, those with nothing to do as well, or the kernel behind could come too early.
+
 ``facts`` holds each part's rank in each slot: what lies behind it is neither read nor, in whole blocks, multiplied.
 """
 
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -35,12 +39,16 @@ def shrink_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
     EVEN: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """``low[split, token, part * MAX_RANK + rank]``: the sum over one stretch of ``span`` inputs.
 
     A program takes ``BLOCK_R`` of all parts' ranks, so that parts of small rank share one reading of ``x``. With
     ``EVEN`` the inputs are a multiple of ``BLOCK_K``.
     """
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
     tile = tiles_ptr + tl.program_id(0) * 3
     slot = tl.load(tile)
     if slot == 0:
@@ -82,7 +90,7 @@ def expand_kernel(
     out_ptr,
     order_ptr,
     tiles_ptr,
-    blocks_ptr,
+    strips_ptr,
     tokens,
     outputs,
     out_stride,
@@ -94,47 +102,65 @@ def expand_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_N: tl.constexpr,
     ALIGNED: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    """``out = out * gain + low up + bias``, for one block of columns, which belongs to one part.
+    """``out = out * gain + low up + bias``, for a strip of columns that belongs to one part.
 
+    A program goes through its strip block by block, so that it waits only once for what says where everything is.
     With ``ALIGNED`` all parts begin and end at multiples of 16.
     """
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
     tile = tiles_ptr + tl.program_id(0) * 3
     slot = tl.load(tile)
     if slot == 0:
         return
-    block = blocks_ptr + tl.program_id(1) * 3
-    part = tl.load(block)
-    rank = tl.load(facts_ptr + slot * facts_stride + part)
-    if rank == 0:
-        return
-    start, end = tl.load(block + 1), tl.load(block + 2)
+    strip = strips_ptr + tl.program_id(1) * 3
+    part, start, end = tl.load(strip), tl.load(strip + 1), tl.load(strip + 2)
     if ALIGNED:
         start, end = tl.multiple_of(start, 16), tl.multiple_of(end, 16)
-    columns = start + tl.arange(0, BLOCK_N)
-    valid = columns < end
+    rank = tl.load(facts_ptr + slot * facts_stride + part)
+    bits = tl.load(facts_ptr + slot * facts_stride + facts_stride - 1)
     rows = tl.load(tile + 1) + tl.arange(0, BLOCK_M)
     inside = rows < tl.load(tile + 2)
     token = tl.load(order_ptr + rows, mask=inside, other=0)
-    target = out_ptr + token[:, None] * out_stride + columns[None, :]
-    mask = inside[:, None] & valid[None, :]
-    before = tl.load(target, mask=mask, other=0.0)
-    up = up_ptr + slot * MAX_RANK * outputs + columns
-    change = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for begin in range(0, rank, BLOCK_R):
-        ranks = begin + tl.arange(0, BLOCK_R)
-        some = ranks < rank
-        weight = tl.load(up[None, :] + ranks[:, None] * outputs, mask=valid[None, :] & some[:, None], other=0.0)
-        source = low_ptr + (token * lows + part * MAX_RANK)[:, None] + ranks[None, :]
-        known = inside[:, None] & some[None, :]
-        low = tl.load(source, mask=known, other=0.0)
-        for split in tl.static_range(1, SPLITS):
-            low += tl.load(source + split * tokens * lows, mask=known, other=0.0)
-        change = tl.dot(low.to(weight.dtype), weight, change, input_precision="ieee")
-    total = before.to(tl.float32)
-    bits = tl.load(facts_ptr + slot * facts_stride + facts_stride - 1)
-    if bits & 2:
-        total *= tl.load(gain_ptr + slot * outputs + columns, mask=valid, other=1.0)[None, :]
-    if bits & 1:
-        change += tl.load(bias_ptr + slot * outputs + columns, mask=valid, other=0.0).to(tl.float32)[None, :]
-    tl.store(target, (total + change).to(before.dtype), mask=mask)
+    if rank == 0:
+        return
+    ranks = tl.arange(0, BLOCK_R)
+    source = low_ptr + (token * lows + part * MAX_RANK)[:, None] + ranks[None, :]
+    low = _sum_low(source, inside[:, None] & (ranks < rank)[None, :], tokens * lows, SPLITS).to(
+        up_ptr.dtype.element_ty
+    )
+    up = up_ptr + slot * MAX_RANK * outputs + ranks[:, None] * outputs
+    for column in range(start, end, BLOCK_N):
+        columns = column + tl.arange(0, BLOCK_N)
+        valid = columns < end
+        target = out_ptr + token[:, None] * out_stride + columns[None, :]
+        mask = inside[:, None] & valid[None, :]
+        before = tl.load(target, mask=mask, other=0.0)
+        weight = tl.load(up + columns[None, :], mask=valid[None, :] & (ranks < rank)[:, None], other=0.0)
+        change = tl.dot(low, weight, input_precision="ieee")
+        if MAX_RANK > BLOCK_R:
+            for begin in range(BLOCK_R, rank, BLOCK_R):
+                some = begin + ranks < rank
+                more = _sum_low(source + begin, inside[:, None] & some[None, :], tokens * lows, SPLITS)
+                weight = tl.load(
+                    up + begin * outputs + columns[None, :], mask=valid[None, :] & some[:, None], other=0.0
+                )
+                change = tl.dot(more.to(weight.dtype), weight, change, input_precision="ieee")
+        total = before.to(tl.float32)
+        if bits & 2:
+            total *= tl.load(gain_ptr + slot * outputs + columns, mask=valid, other=1.0)[None, :]
+        if bits & 1:
+            change += tl.load(bias_ptr + slot * outputs + columns, mask=valid, other=0.0).to(tl.float32)[None, :]
+        tl.store(target, (total + change).to(before.dtype), mask=mask)
+
+
+@triton.jit
+def _sum_low(source, mask, stride, SPLITS: tl.constexpr):
+    """What the programs of the shrink kernel have summed up, each a stretch of the inputs."""
+    low = tl.load(source, mask=mask, other=0.0)
+    for split in tl.static_range(1, SPLITS):
+        low += tl.load(source + split * stride, mask=mask, other=0.0)
+    return low

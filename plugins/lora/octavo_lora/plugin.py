@@ -24,7 +24,8 @@ def _build_torch(ctx: Context, options: LoraOptions) -> LoraBackend:
 def _build_triton(ctx: Context, options: LoraOptions) -> LoraBackend:
     from octavo_lora.triton_backend import TritonLora
 
-    return TritonLora(options.max_loaded, options.max_rank, options.extra_bytes)
+    early = ctx.device.capability is not None and ctx.device.capability >= (9, 0)
+    return TritonLora(options.max_loaded, options.max_rank, options.extra_bytes, early)
 
 
 def _supports_triton(ctx: Context) -> str | None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,8 +27,9 @@ from octavo_lora.settings import CONFIG_FILE, Settings, read_settings
 
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
 _FLOATS: Final = ("F64", "F32", "F16", "BF16")
-_THREADS: Final = 4
+_THREADS: Final = 8
 _ALIGNED: Final = 64
+_BLOCK: Final = 16 * 2**20
 
 Tensors = dict[str, Tensor]
 """By role, as they stand in the file."""
@@ -47,7 +48,6 @@ class AdapterReader:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="octavo-lora")
 
-    @torch.inference_mode()
     def read(self, path: str) -> PeftAdapter:
         """See :meth:`octavo.contracts.lora.LoraBackend.read`."""
         folder = Path(path)
@@ -62,8 +62,7 @@ class AdapterReader:
                 names = sort_names(file.keys(), self._by_module, settings, weights)
                 for module, roles in names.items():
                     self._check(file, module, roles, settings, weights)
-                with contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
-                    return self._load(file, names, settings, weights)
+                return self._load(file, names, settings, weights)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{weights} can't be read, it may be truncated: {error}") from error
 
@@ -90,21 +89,24 @@ class AdapterReader:
         digest = hashlib.sha256(settings.canonical().encode())
         pieces: dict[tuple[int, int], Piece] = {}
         whole: dict[int, Tensor] = {}
-        # A copy of its own, so that the digest is that of what is served, whatever becomes of the file.
-        read = {name: file.get_tensor(name).clone() for roles in names.values() for name in roles.values()}
-        for name, one in zip(read, self._threads.map(_digest, read.values()), strict=True):
-            if one is None:
-                raise CheckpointError(f"{weights}: {name!r} holds NaN or infinity.")
-            digest.update(f"\0{name}\0{read[name].dtype}\0{tuple(read[name].shape)}\0".encode() + one)
-        for module, roles in names.items():
-            at, index = self._places[module]
-            tensors = {role: read[name] for role, name in roles.items()}
-            mine = _whole(self._sites[at], tensors)
-            if mine is not None:
-                whole[at] = mine
-            if "A" in tensors:
-                pieces[at, index] = _piece(self._sites[at], index, tensors, settings.scale_of(module), mine)
+
+        def module(item: tuple[str, Roles]) -> _Read:
+            with torch.inference_mode(), self._on_stream():
+                at, index = self._places[item[0]]
+                return _read_module(file, item[1], self._sites[at], index, settings.scale_of(item[0]), weights)
+
+        for name, read in zip(names, self._threads.map(module, names.items()), strict=True):
+            at, index = self._places[name]
+            digest.update(read.digest)
+            if read.whole is not None:
+                whole[at] = read.whole
+            if read.piece is not None:
+                pieces[at, index] = read.piece
         return self._packed(digest.hexdigest(), pieces, whole, weights)
+
+    def _on_stream(self) -> contextlib.AbstractContextManager[Any]:
+        """Where the device's work is done that reading needs, beside the steps."""
+        return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def _packed(
         self, digest: str, pieces: Mapping[tuple[int, int], Piece], whole: Mapping[int, Tensor], weights: Path
@@ -140,26 +142,45 @@ def _check_tensor(view: Any, name: str, wanted: tuple[int, ...], rank: int | Non
         )
 
 
-def _digest(tensor: Tensor) -> bytes | None:
-    """Of a contiguous tensor's bytes; ``None`` where it is not finite."""
-    if not bool(torch.isfinite(tensor).all()):
-        return None
-    return hashlib.sha256(tensor.view(-1).view(torch.uint8).numpy().data).digest()
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """One module of an adapter; ``digest`` is that of its tensors as they stand in the file."""
+
+    digest: bytes
+    piece: Piece | None
+    whole: Tensor | None
+
+
+def _read_module(file: Any, roles: Roles, site: LoraSite, index: int, scale: float, weights: Path) -> _Read:
+    digest, tensors = hashlib.sha256(), {}
+    for role, name in sorted(roles.items()):
+        # A copy of its own, so that the digest is that of what is served, whatever becomes of the file.
+        tensor = tensors[role] = file.get_tensor(name).clone()
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{weights}: {name!r} holds NaN or infinity.")
+        digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
+    whole = _whole(site, tensors)
+    piece = _piece(site, index, tensors, scale, whole) if "A" in tensors else None
+    if piece is not None and site.dtype == torch.float16 and not bool(torch.isfinite(piece.up).all()):
+        raise CheckpointError(f"{weights}: {roles['B']!r} times its scale is too large for float16.")
+    return _Read(digest.digest(), piece, whole)
 
 
 def _piece(site: LoraSite, index: int, tensors: Tensors, scale: float, whole: Tensor | None) -> Piece:
     part: LoraPart = site.parts[index]
-    down = tensors["A"][:, site.in_shard]
-    up = tensors["B"][part.out_shard].T.float() * scale
+    down, high = tensors["A"][:, site.in_shard], tensors["B"][part.out_shard]
+    # In the site's own type a product with a number is rounded once, as it is on the way through float32.
+    up = (high if high.dtype == site.dtype and "magnitude" not in tensors else high.float()) * scale
     bias = tensors["bias"][part.out_shard].float() * scale if "bias" in tensors and site.adds_bias else None
     gain = None
     if "magnitude" in tensors:
-        gain = row_gains(site, part, down, up, tensors["magnitude"][part.out_shard], whole)
-        up *= gain
+        gain = row_gains(site, part, down, up.T, tensors["magnitude"][part.out_shard], whole)
+        up *= gain.unsqueeze(1)
         bias = None if bias is None else bias * gain
     return Piece(
         down=down.to(site.dtype).contiguous(),
-        up=up.to(site.dtype).contiguous(),
+        up=up.to(site.dtype).T.contiguous(),
         bias=None if bias is None else bias.to(site.dtype).contiguous(),
         gain=gain,
     )
@@ -176,14 +197,17 @@ def _whole(site: LoraSite, tensors: Tensors) -> Tensor | None:
 
 
 def _pinned(pieces: Mapping[tuple[int, int], Piece]) -> dict[tuple[int, int], Piece]:
-    """The same in one block of memory that the device can read while the host goes on."""
-    tensors = [tensor for piece in pieces.values() for tensor in piece.tensors()]
-    ends = list(itertools.accumulate(-(-bytes_of(tensor) // _ALIGNED) * _ALIGNED for tensor in tensors))
-    block = torch.empty(ends[-1] if ends else 0, dtype=torch.uint8, pin_memory=True)
-    moved = {}
-    for tensor, start in zip(tensors, [0, *ends], strict=False):
-        place = block[start : start + bytes_of(tensor)].view(tensor.dtype).view(tensor.shape)
+    """The same in memory that the device can read while the host goes on: in blocks of one size, since that memory
+    is given out by powers of two and is dear to get and to give back."""
+    moved: dict[int, Tensor] = {}
+    block, used = torch.empty(0, dtype=torch.uint8), 0
+    for tensor in (tensor for piece in pieces.values() for tensor in piece.tensors()):
+        size = bytes_of(tensor)
+        if used + size > len(block):
+            block, used = torch.empty(max(_BLOCK, size), dtype=torch.uint8, pin_memory=True), 0
+        place = block[used : used + size].view(tensor.dtype).view(tensor.shape)
         moved[id(tensor)] = place.copy_(tensor)
+        used += -(-size // _ALIGNED) * _ALIGNED
 
     def placed(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else moved[id(tensor)]

@@ -81,9 +81,13 @@ class Shelf:
 
     @property
     def nbytes(self) -> int:
-        """Device memory of all buffers, and of what may be put beside them."""
-        extra = self.slots * self.extra_bytes if self.extras else 0
-        return sum(store.nbytes for store in self.stores.values()) + extra
+        """Device memory of all buffers."""
+        return sum(store.nbytes for store in self.stores.values())
+
+    @property
+    def later_bytes(self) -> int:
+        """Device memory that adapters of embedding and head may take."""
+        return self.slots * self.extra_bytes if self.extras else 0
 
     def attach(
         self, site: LoraSite, make: Callable[[SiteSlots], Callable[[Tensor, Tensor], None]]

@@ -28,6 +28,10 @@ class TorchLora:
     def reserved_bytes(self) -> int:
         return self._shelf.nbytes
 
+    @property
+    def later_bytes(self) -> int:
+        return self._shelf.later_bytes
+
     def attach(self, site: LoraSite) -> LoraLayer:
         return self._shelf.attach(site, lambda store: TorchLayer(self, store))
 

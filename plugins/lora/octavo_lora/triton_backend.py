@@ -13,10 +13,10 @@ from octavo_lora.tiles import Tiles, device_tiles, host_tiles
 
 
 class TritonLora:
-    """A :class:`octavo.contracts.lora.LoraBackend`."""
+    """A :class:`octavo.contracts.lora.LoraBackend`. ``early``: the device knows dependent launches (Hopper)."""
 
-    def __init__(self, slots: int, max_rank: int, extra_bytes: int) -> None:
-        self.slots = slots
+    def __init__(self, slots: int, max_rank: int, extra_bytes: int, early: bool = False) -> None:
+        self.slots, self.early = slots, early
         self.tiles: Tiles | None = None  # None: only the base model in this step
         self._shelf = Shelf(slots, max_rank, extra_bytes)
         self._warm = False
@@ -25,6 +25,10 @@ class TritonLora:
     def reserved_bytes(self) -> int:
         return self._shelf.nbytes
 
+    @property
+    def later_bytes(self) -> int:
+        return self._shelf.later_bytes
+
     def attach(self, site: LoraSite) -> LoraLayer:
         return self._shelf.attach(site, lambda store: TritonLayer(self, store))
 
@@ -32,7 +36,7 @@ class TritonLora:
         if not self._warm:  # here, on a thread of its own, instead of in the first step that needs a kernel
             self._warm = True
             for store in self._shelf.stores.values():
-                SiteLaunch(store).compile()
+                SiteLaunch(store, self.early).compile()
         return self._shelf.read(path)
 
     def load(self, slot: int, adapter: HostAdapter) -> None:
@@ -56,7 +60,7 @@ class TritonLayer:
     """The adapters of one linear layer."""
 
     def __init__(self, backend: TritonLora, store: SiteSlots) -> None:
-        self._backend, self._launch = backend, SiteLaunch(store)
+        self._backend, self._launch = backend, SiteLaunch(store, backend.early)
 
     def __call__(self, x: Tensor, out: Tensor) -> None:
         if self._backend.tiles is not None:

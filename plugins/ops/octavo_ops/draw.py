@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.ahead import launch
+
 _BLOCK = 1024
 _TILES = 8  # tiles of a program, one after another
 
@@ -87,7 +89,9 @@ def draw(
     parts = triton.cdiv(vocab, _BLOCK * _TILES)
     best = torch.empty((rows, parts), dtype=torch.float32, device=logits.device)
     token = torch.empty((rows, parts), dtype=torch.int64, device=logits.device)
-    _race_kernel[(rows, parts)](
+    launch(
+        _race_kernel,
+        (rows, parts),
         logits,
         logits if temperature is None else temperature,
         words,
@@ -100,4 +104,4 @@ def draw(
         TILES=_TILES,
         num_warps=4,
     )
-    return token.gather(1, best.argmax(dim=1, keepdim=True)).squeeze(1)
+    return token.gather(1, best.max(dim=1, keepdim=True).indices).squeeze(1)

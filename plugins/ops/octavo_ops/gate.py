@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from octavo.ahead import launch
 from octavo_ops.early import launch_options
 
 _BLOCK = 1024
@@ -37,5 +38,5 @@ def silu_mul(gate_up: torch.Tensor, *, early: bool = False) -> torch.Tensor:
     if rows:
         grid = rows, triton.cdiv(width, _BLOCK)
         options = launch_options(early)
-        _silu_mul_kernel[grid](gate_up, out, width, BLOCK=_BLOCK, PDL=early, num_warps=4, **options)
+        launch(_silu_mul_kernel, grid, gate_up, out, width, BLOCK=_BLOCK, PDL=early, num_warps=4, **options)
     return out

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch.nn import functional as F
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from octavo.ahead import launch
 from octavo_ops.early import launch_options
 
 MOST_ROWS = 64
@@ -134,8 +135,8 @@ class Linear:
 
     processors: int
     early: bool
-    partials: dict[int, torch.Tensor] = field(default_factory=dict)
-    counters: dict[int, torch.Tensor] = field(default_factory=dict)
+    partials: dict[tuple[int, str], torch.Tensor] = field(default_factory=dict)
+    counters: dict[tuple[int, str], torch.Tensor] = field(default_factory=dict)
 
     def __call__(
         self,
@@ -164,7 +165,9 @@ class Linear:
 
     def _vector(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
         outputs, width = weight.shape
-        _vector_kernel[(triton.cdiv(outputs, 2),)](
+        launch(
+            _vector_kernel,
+            (triton.cdiv(outputs, 2),),
             x,
             weight,
             out if bias is None else bias,
@@ -190,7 +193,9 @@ class Linear:
         (rows, width), outputs = x.shape, weight.shape[0]
         count, block_m = triton.cdiv(outputs, tiles.block_n), 16 if rows <= 16 else MOST_ROWS
         partial = self._kept(self.partials, count * tiles.split * tiles.block_n * block_m, torch.float32, x.device)
-        _skinny_kernel[(count, tiles.split)](
+        launch(
+            _skinny_kernel,
+            (count, tiles.split),
             x,
             weight,
             out if bias is None else bias,
@@ -213,12 +218,14 @@ class Linear:
         )
 
     @staticmethod
-    def _kept(store: dict[int, torch.Tensor], size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    def _kept(
+        store: dict[tuple[int, str], torch.Tensor], size: int, dtype: torch.dtype, device: torch.device
+    ) -> torch.Tensor:
         """At least ``size`` numbers, zeros at first."""
         size = max(1 << 16, triton.next_power_of_2(size))
-        if size not in store:
-            store[size] = torch.zeros(size, dtype=dtype, device=device)
-        return store[size]
+        if (size, device.type) not in store:
+            store[size, device.type] = torch.zeros(size, dtype=dtype, device=device)
+        return store[size, device.type]
 
 
 def vector_step(width: int) -> int:

@@ -7,6 +7,8 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.ahead import launch
+
 _WORDS = 64  # of 32 tokens, a program
 
 
@@ -26,4 +28,4 @@ def mask_logits(logits: torch.Tensor, index: torch.Tensor, bits: torch.Tensor) -
     rows, vocab = bits.shape[0], logits.shape[1]
     if rows:
         grid = (rows, triton.cdiv(vocab, _WORDS * 32))
-        _mask_kernel[grid](logits, index, bits, vocab, bits.shape[1], WORDS=_WORDS, num_warps=4)
+        launch(_mask_kernel, grid, logits, index, bits, vocab, bits.shape[1], WORDS=_WORDS, num_warps=4)

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from octavo.ahead import launch
 from octavo_ops.early import launch_options
 
 
@@ -62,7 +63,9 @@ def _launch(
     out = torch.empty((rows, width), dtype=x.dtype, device=x.device)
     if rows:
         block = triton.next_power_of_2(width)
-        _norm_kernel[(rows,)](
+        launch(
+            _norm_kernel,
+            (rows,),
             x,
             x if residual is None else residual,
             weight,

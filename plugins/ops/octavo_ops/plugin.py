@@ -1,4 +1,4 @@
-"""Plugin `triton-ops`: norm, gate, rotary embedding, small products, masks, sampling. Imports no torch or triton."""
+"""Plugin `triton-ops`: norm, gate, rotation, small products, masks, sampling. Imports no torch or triton."""
 
 from __future__ import annotations
 
@@ -92,6 +92,7 @@ def octavo_ops() -> Iterable[OpRecord]:
             summary=f"{op} in one Triton launch (NVIDIA GPUs from Ampere on).",
             op=op,
             rank=100,
+            compiles_ahead=True,
             supports=_supports,
             build=build,
         )

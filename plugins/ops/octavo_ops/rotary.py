@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from octavo.ahead import launch
 from octavo.ops import reference
 from octavo_ops.early import launch_options
 
@@ -100,7 +101,9 @@ def _launch(
     if tokens:
         half = cos.shape[-1] // 2
         block = 8
-        _rope_kernel[(tokens, triton.cdiv(num_heads, block))](
+        launch(
+            _rope_kernel,
+            (tokens, triton.cdiv(num_heads, block)),
             heads,
             cos,
             sin,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
@@ -32,7 +33,10 @@ class Expanded:
         self._plain = Unquantized()
 
     def params(self, spec: LinearSpec) -> Mapping[str, ParamSpec]:
-        return {name: replace(param, transient=True) for name, param in self.form.params(spec).items()}
+        params = self.form.params(spec)
+        stored = sum(math.prod(param.shape) * param.dtype.itemsize for param in params.values())
+        kept = spec.out_features * spec.in_features * spec.dtype.itemsize / stored
+        return {name: replace(param, transient=True, kept=kept) for name, param in params.items()}
 
     def finalize(self, spec: LinearSpec, raw: dict[str, Tensor]) -> Any:
         weight = self.form.dequantise(spec, raw).to(spec.dtype)

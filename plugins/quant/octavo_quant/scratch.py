@@ -1,8 +1,9 @@
-"""Device memory that launches share."""
+"""What launches share: device memory, and how work is cut."""
 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -11,6 +12,22 @@ import torch
 def processors(device: torch.device) -> int:
     """Multiprocessors of a GPU; elsewhere a small number."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+@lru_cache
+def early(device: torch.device) -> dict[str, Any]:
+    """Options of a launch. From Hopper on a kernel may start before the one ahead has ended, and wait inside."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0):
+        return {"PDL": True, "launch_pdl": True}
+    return {"PDL": False}
+
+
+def split(pairs: int, steps: int, processors: int) -> tuple[int, int]:
+    """Programs along the inputs of a product of ``pairs`` tiles, and the ``steps`` of each: enough of them for two
+    a processor, none with less than four steps to read."""
+    wanted = -(-2 * processors // pairs) if pairs < 1.5 * processors else 1
+    share = -(-steps // max(1, min(wanted, steps // 4)))
+    return -(-steps // share), share
 
 
 def reserve(device: torch.device) -> None:

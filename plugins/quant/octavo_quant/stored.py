@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import torch
+
 from octavo.checkpoint import HeaderEntry, read_tensors, stored_tensors
-from octavo.contracts.linear import LinearSpec
+from octavo.contracts.linear import LinearSpec, ParamSpec
 from octavo.errors import CheckpointError
 from octavo.records import ModelProfile
 
@@ -34,6 +36,11 @@ class Stored:
         """The stored shape, or ``None`` where the tensor is not there."""
         entry = self.entries.get(name)
         return entry.shape if entry else None
+
+    def number(self, name: str) -> ParamSpec:
+        """One float32 number for each checkpoint layer of a merged one, in the shape that ``name`` has."""
+        shape = self.shape(name)
+        return ParamSpec(shape=(1,) if shape is None else shape, dtype=torch.float32, per_part=True)
 
     def dtype(self, name: str) -> str | None:
         """The name of the stored type in torch, or ``None``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -300,3 +301,38 @@ def test_limits_are_checked_again_and_a_wait_ends_in_the_refusal():
     with pytest.raises(RequestError, match=": bad"):
         core.prepare(submit(1, "bad"))
     core.prepare(submit(1, "even"))
+
+
+def test_a_step_is_launched_before_the_last_is_read_and_sampled_after():
+    """With overlap, rows with a grammar cost no step: the device has work while the host makes masks."""
+    events = []
+
+    class Logged(SimulatedExecutor):
+        def launch(self, plan):
+            step, number = super().launch(plan), plan.number
+            events.append(f"launch {number}")
+            sample, result = step.sample, step.result
+
+            def sample_logged(masks):
+                events.append(f"sample {number}")
+                sample(masks)
+
+            def result_logged():
+                events.append(f"read {number}")
+                return result()
+
+            return SimpleNamespace(sample=sample_logged, result=result_logged)
+
+    steps = {}
+    for grammar in ("any", None):
+        events.clear()
+        core = make()
+        core._executor = Logged(num_blocks=60, block_size=BLOCK, depth=1, max_batch_tokens=16)
+        core._depth = 1
+        core.handle(submit(1, grammar, max_tokens=5, ignore_eos=True))
+        run(core)
+        steps[grammar] = [event for event in events if event.startswith("launch")]
+        if grammar:
+            middle = events[events.index("launch 2") : events.index("launch 4")]
+            assert middle == ["launch 2", "read 1", "sample 2", "launch 3", "read 2", "sample 3"]
+    assert len(steps["any"]) == len(steps[None])

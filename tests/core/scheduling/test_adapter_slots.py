@@ -111,17 +111,17 @@ def test_a_flood_of_one_adapter_does_not_starve_the_others():
 def test_a_round_that_came_to_nothing_closes_nothing():
     slots = AdapterSlots(1)
     slots.enter(1), slots.enter(2)
-    slots.begin(1)
+    slots.begin(1, 64)
     assert slots.admits(1)
     slots.acquire(1)
-    slots.begin(2)
+    slots.begin(2, 64)
     assert not slots.admits(2)
-    slots.begin(2 + PATIENCE)
+    slots.begin(2 + PATIENCE, 64)
     assert not slots.admits(2)
     assert not slots.admits(1)  # behind the one that has waited too long
     assert slots.admits(0)
     slots.release(1)
-    slots.begin(2 + PATIENCE)
+    slots.begin(2 + PATIENCE, 64)
     assert slots.admits(2)
 
 
@@ -164,3 +164,69 @@ def test_books_that_do_not_balance_are_found():
     for running, unfinished in (({}, {1: 1}), ({1: 1}, {}), ({1: 2}, {1: 2})):
         with pytest.raises(EngineInvariantError, match="Adapters are used by"):
             slots.check(Counter(running), Counter(unfinished))
+
+
+def test_others_start_beside_a_flood_at_once():
+    engine = Engine(slots=2)
+    flood = [engine.ask(1, 6) for _ in range(30)]
+    others = [engine.ask(2, 3), engine.ask(0, 3)]
+    engine.step()
+    assert [request.row >= 0 for request in others] == [True, True]
+    assert [request.row >= 0 for request in flood] == [True] * 6 + [False] * 24  # no row is left empty
+    engine.finish()
+    assert all(request.output_ids == expected(request) for request in (*flood, *others))
+
+
+def test_who_comes_behind_a_flood_gets_the_next_row():
+    for late_key, flood_key in ((2, 1), (0, 1), (1, 0)):
+        engine = Engine(slots=2)
+        flood = [engine.ask(flood_key, 4 + 5 * at) for at in range(30)]
+        engine.step()
+        late = engine.ask(late_key, 3)
+        while late.row < 0:
+            engine.step()
+        assert sum(request.finish_reason is not None for request in flood) == 1
+        engine.finish()
+
+
+def test_a_priority_comes_before_shares():
+    engine = Engine(slots=2)
+    flood = [engine.ask(1, 6) for _ in range(10)]
+    late = engine.ask(2, 3)
+    late.priority = 1
+    engine.step()
+    assert [request.row >= 0 for request in (*flood, late)] == [True] * 8 + [False] * 3
+
+
+def test_an_adapter_that_is_not_in_memory_holds_nobody_up():
+    engine = Engine(slots=2)
+    engine.slots.absent.add(1)
+    missing, other, base = engine.ask(1, 3), engine.ask(2, 3), engine.ask(0, 3)
+    engine.step(PATIENCE + 10)
+    assert (missing.row, other.finish_reason, base.finish_reason) == (-1, "length", "length")
+    assert list(engine.slots.wanted) == [1]
+    late = engine.ask(3, 3)
+    engine.step()
+    assert late.row >= 0
+    engine.slots.absent.discard(1)
+    engine.finish()
+    assert missing.output_ids == expected(missing)
+    # On the device it needs no copy on the host, until its slot was given to another.
+    engine.slots.absent.add(1)
+    again = engine.ask(1, 2)
+    engine.finish()
+    assert again.output_ids == expected(again)
+
+
+def test_requests_of_an_adapter_that_is_lost_end_with_an_error():
+    engine = Engine(slots=2)
+    engine.slots.absent.add(1)
+    missing, other = [engine.ask(1, 3) for _ in range(2)], engine.ask(2, 3)
+    engine.step()
+    failed = engine.scheduler.fail_adapter(1, "gone")
+    assert [(item.request, item.finish_reason, item.error) for item in failed] == [
+        (request, "error", "gone") for request in missing
+    ]
+    engine.finish()
+    assert other.output_ids == expected(other)
+    assert engine.slots.users(1) == 0

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from octavo.scheduling.draft_length import Acceptance, StepTimes
+from octavo.scheduling.draft_length import Acceptance, GuessLength, StepTimes
 
 
 def test_acceptance_is_measured_up_to_the_first_wrong_token() -> None:
@@ -78,3 +78,51 @@ def test_steps_of_one_size_tell_nothing_and_a_hiccup_little() -> None:
         times.observe(tokens, 0.03 + 0.001 * tokens)
     times.observe(8, 30.0)
     assert times.share(1) < 0.4
+
+
+def settled(cost: float, step: float, rates: list[float], rounds: int = 400) -> list[int]:
+    """Lengths chosen at the end, where a step takes ``step`` seconds and each guess ``cost`` more."""
+    random, lengths, chosen = Random(4), GuessLength(), []
+    for _ in range(rounds):
+        length = lengths.choose(rates, 7)
+        lengths.observe(len(rates), length, (step + cost * length) * random.uniform(0.97, 1.03))
+        chosen.append(length)
+    return chosen[-100:]
+
+
+def best_length(cost: float, step: float, rate: float) -> int:
+    return max(range(8), key=lambda k: sum(rate**i for i in range(k + 1)) / (step + cost * k))
+
+
+@pytest.mark.parametrize(("cost", "rate"), [(0.05, 0.8), (0.1, 0.7), (0.2, 0.8), (0.3, 0.5), (0.02, 0.9)])
+def test_guesses_are_about_as_long_as_pays(cost: float, rate: float) -> None:
+    chosen = settled(cost, 1.0, [rate])
+    best = best_length(cost, 1.0, rate)
+    often = max(set(chosen), key=chosen.count)
+    speeds = [sum(rate**i for i in range(k + 1)) / (1 + cost * k) for k in (often, best)]
+    assert speeds[0] > 0.97 * speeds[1]
+
+
+def test_guessing_ceases_where_it_costs_more_than_it_brings() -> None:
+    chosen = settled(0.8, 1.0, [0.6] * 64)
+    assert chosen.count(0) > 95
+
+
+def test_it_is_tried_again_rarely() -> None:
+    chosen = settled(0.8, 1.0, [0.6] * 64, rounds=3000)
+    lengths, random = GuessLength(), Random(1)
+    tried = 0
+    for _ in range(3000):
+        length = lengths.choose([0.6] * 64, 7)
+        lengths.observe(64, length, (1 + 0.8 * length) * random.uniform(0.97, 1.03))
+        tried += length > 0
+    assert 0 < tried < 120
+    assert chosen.count(0) > 90
+
+
+def test_costs_of_one_batch_size_say_nothing_of_another() -> None:
+    lengths = GuessLength()
+    for _ in range(200):
+        length = lengths.choose([0.7] * 64, 7)
+        lengths.observe(64, length, 1.0 + 0.9 * length)
+    assert lengths.choose([0.7], 7) > 0

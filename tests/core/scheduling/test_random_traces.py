@@ -18,6 +18,7 @@ from octavo.contracts.proposer import Draft
 from octavo.errors import OverloadedError, RequestError
 from octavo.params import SamplingParams
 from octavo.scheduling.adapters import AdapterSlots
+from octavo.scheduling.device_speculator import DeviceSpeculator
 from octavo.scheduling.policies import FcfsPolicy, PriorityPolicy
 from octavo.scheduling.request import Request
 from octavo.scheduling.scheduler import Scheduler
@@ -131,8 +132,12 @@ class Trace:
         self.world = world
         self.pool = BlockPool(world.blocks + 1)
         self.guesser = Guesser(self)
-        self.speculator = None
-        if world.guesses != "none":
+        self.speculator: Any = None
+        longest = 0
+        if world.guesses == "device":
+            longest = 5
+            self.speculator = DeviceSpeculator("guesser", longest, world.max_sequences, world.max_batch_tokens)
+        elif world.guesses != "none":
             self.speculator = Speculator(self.guesser, "guesser", VOCABULARY, world.max_sequences)
         self.scheduler = Scheduler(
             pool=self.pool,
@@ -155,6 +160,7 @@ class Trace:
             max_sequences=world.max_sequences,
             max_batch_tokens=world.max_batch_tokens,
             poison=POISON,
+            longest_guess=longest,
         )
         self.loop = StepLoop(self.scheduler, self.executor)
         self.requests: list[Request] = []
@@ -292,7 +298,7 @@ worlds = st.builds(
     max_length=st.integers(20, 100),
     prefix_caching=st.sampled_from([True, True, True, False]),
     adapter_slots=st.integers(1, 3),
-    guesses=st.sampled_from(["none", "good", "poor"]),
+    guesses=st.sampled_from(["none", "good", "poor", "device"]),
 )
 arrivals = st.fixed_dictionaries(
     {
@@ -407,7 +413,7 @@ def test_every_answer_is_that_of_an_undisturbed_run_in_busy_traces(world, seed):
     play(world, random_script(Random(seed)))
 
 
-@pytest.mark.parametrize("guesses", ["none", "good", "poor"])
+@pytest.mark.parametrize("guesses", ["none", "good", "poor", "device"])
 @pytest.mark.parametrize("depth", [0, 1])
 @pytest.mark.parametrize("policy", ["fcfs", "priority", "random"])
 def test_a_long_busy_day(policy, depth, guesses):
@@ -428,3 +434,20 @@ def test_a_long_busy_day(policy, depth, guesses):
     if depth == 0 and guesses != "none":
         assert stats.accepted > 100
         assert stats.accepted < stats.drafted or guesses == "good"
+
+
+def test_guessers_see_everything():
+    """Without a rest the guesser's own cache has no hole, though rows wait, share prefixes and are preempted."""
+    random = Random(7)
+    trace = Trace(World("fcfs", 1, 0, 4, 110, 6, 24, 70, True, guesses="device"))
+    trace.speculator = DeviceSpeculator("guesser", 5, 6, 24, fixed=True)
+    trace.scheduler._speculator = trace.speculator
+    while trace.steps < 1000:
+        if random.random() < 0.25 and trace.scheduler.stats().waiting < 20:
+            trace.add(make_request(len(trace.requests), random_arrival(random) | {"poisoned": False}))
+        trace.step()
+    trace.drain()
+    stats = trace.scheduler.stats()
+    assert stats.preemptions > 0
+    assert stats.accepted > 500
+    assert trace.executor.holes == 0

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
+
 from prometheus_client.parser import text_string_to_metric_families
 
 from octavo.contracts.api import EngineStats
 from octavo.testing.client import ScriptedClient
 
+ROOT = Path(__file__).parents[3]
 PER_POSITION = "spec_decode_num_accepted_tokens_per_pos"
 
 
@@ -67,7 +72,9 @@ def test_engine_figures(make_api):
     assert {name: value(found, name) for name in expected} == expected
     per_position = [value(found, f"{PER_POSITION}_total", f"position={position}") for position in range(4)]
     assert per_position == [9, 8, 5, 3]
-    octavos = [sample for sample in found.values() if "http_requests" not in sample.name]
+    octavos = [
+        sample for sample in found.values() if sample.name.startswith("octavo:") and "http_" not in sample.name
+    ]
     assert all(sample.labels["model_name"] == "scripted" for sample in octavos)
 
 
@@ -113,3 +120,18 @@ def test_two_surfaces_have_registries_of_their_own(make_api):
     first, second = make_api(), make_api()
     first.chat()
     assert ("octavo:request_success_total", "finished_reason=stop") not in figures(second)
+
+
+def test_the_dashboard_names_what_there_is(api):
+    """Every figure that the Grafana dashboard asks for, with the labels that it asks by."""
+    api.chat()
+    served = {sample.name: sample for sample in figures(api).values()}
+    board = json.loads((ROOT / "examples" / "grafana" / "octavo.json").read_text())
+    asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    names = set(re.findall(r"octavo:\w+", " ".join(asked)))
+    assert len(names) >= 15
+    assert names <= set(served)
+    for expression in asked:
+        for labels in re.findall(r"by \((\w+)\)", expression):
+            (name,) = set(re.findall(r"octavo:\w+", expression))
+            assert labels in served[name].labels

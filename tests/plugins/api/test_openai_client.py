@@ -6,7 +6,7 @@ import openai
 import pytest
 
 from octavo.contracts.api import Health
-from octavo.errors import EngineDeadError, OverloadedError
+from octavo.errors import EngineDeadError, NotReadyError, OverloadedError
 from octavo.testing.client import ScriptedClient
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -143,12 +143,16 @@ def test_refusals_become_the_right_exception(live, fields, kind, param, stream):
 @pytest.mark.parametrize("stream", [False, True])
 def test_server_errors_become_the_right_exception(make_live, stream):
     fields = {"model": "scripted", "messages": HELLO, "stream": stream}
-    for failure, status in ((OverloadedError("full", retry_after=7), 503), (EngineDeadError("gone"), 500)):
+    for failure, kind, status, after in (
+        (OverloadedError("full", retry_after=7), openai.RateLimitError, 429, "7"),
+        (NotReadyError("starting", retry_after=2), openai.InternalServerError, 503, "2"),
+        (EngineDeadError("gone"), openai.InternalServerError, 500, None),
+    ):
         with make_live(ScriptedClient(failure=failure)).openai() as client:
-            with pytest.raises(openai.InternalServerError) as caught:
+            with pytest.raises(kind) as caught:
                 client.chat.completions.create(**fields)
             assert caught.value.status_code == status
-            assert caught.value.response.headers.get("retry-after") == ("7" if status == 503 else None)
+            assert caught.value.response.headers.get("retry-after") == after
 
 
 def test_error_in_mid_stream(make_live):

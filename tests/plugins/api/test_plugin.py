@@ -46,6 +46,10 @@ def test_openapi_document(api):
     chat = schemas["ChatBody"]
     assert chat["required"] == ["messages"]
     assert {"temperature", "max_completion_tokens", "stream_options"} <= set(chat["properties"])
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            named = {parameter["name"] for parameter in operation.get("parameters", [])}
+            assert named == set(re.findall(r"{(\w+)", path))
     operations = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
     assert len(set(operations)) == len(operations)
 

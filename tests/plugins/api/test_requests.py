@@ -42,6 +42,7 @@ def test_every_sampling_field_reaches_the_engine(api):
         "skip_special_tokens": False,
         "bad_words": ["bad"],
         "allowed_token_ids": [3, 4],
+        "extra": {"my-processor": {"strength": 2}},
     }
     extra = {
         "logit_bias": {"65": 2, "66": -1.5},
@@ -49,17 +50,29 @@ def test_every_sampling_field_reaches_the_engine(api):
         "priority": -3,
         "cache_salt": "tenant-1",
         "user": "u",
+        "request_id": "label",
     }
     assert api.chat(**fields, **extra, logprobs=True, top_logprobs=3).status_code == 200
     call = api.client.calls[0]
     expected = SamplingParams(**fields, logit_bias={65: 2, 66: -1.5}, max_tokens=9, logprobs=3)
     assert call.params == expected
     assert (call.priority, call.cache_salt, call.adapter) == (-3, "tenant-1", None)
+    assert call.request_id == "label"
     assert (call.arrival.model, call.arrival.user, call.arrival.prompt_length) == (
         "scripted",
         "u",
         len(call.prompt),
     )
+
+
+def test_prompts_may_be_cut(api):
+    echoed = api.complete("abcdef", truncate_prompt_tokens=3, echo=True, max_tokens=1).json()
+    assert echoed["choices"][0]["text"][:3] == "def"
+    api.complete([1, 2, 3], truncate_prompt_tokens=2)
+    api.complete("ab", truncate_prompt_tokens=-1)
+    api.chat("abc", truncate_prompt_tokens=4)
+    assert [call.prompt for call in api.client.calls] == [[100, 101, 102], [2, 3], [BOS, 97, 98], [*b"nt: "]]
+    assert refused(api.complete("ab", truncate_prompt_tokens=0))["param"] == "prompt"
 
 
 def test_null_means_absent(api):
@@ -147,7 +160,7 @@ def test_continuing_a_message(api):
         ({"chat_template_kwargs": {"other": 1}}, "chat_template_kwargs", "enable_thinking"),
         ({"chat_template_kwargs": {"thinking": [1]}}, "chat_template_kwargs", "true, false"),
         ({"chat_template": "{{ x }}"}, "chat_template", "not supported"),
-        ({"tool_choice": "required"}, "tool_choice", "not supported"),
+        ({"tool_choice": "required"}, "tool_choice", "there are no tools"),
         ({"response_format": {"type": "grammar"}}, "response_format.type", "json_schema"),
         ({"guided_decoding_backend": "x"}, "guided_decoding_backend", "not supported"),
         ({"reasoning_effort": "high"}, "reasoning_effort", "not supported"),
@@ -182,7 +195,7 @@ def test_neutral_values_are_fine(api, fields):
 def test_unknown_fields_may_be_ignored_but_unsupported_ones_not(make_api):
     api = make_api(unknown_fields="ignore")
     assert api.chat(temprature=1).status_code == 200
-    assert refused(api.chat(tools=[{}]))["code"] == "unsupported_parameter"
+    assert refused(api.chat(audio={}))["code"] == "unsupported_parameter"
 
 
 @pytest.mark.parametrize("prompt", [[], [[]], [1, "a"], [True], [-1], 5, None, {"a": 1}, [[1], []], [1.5], [2**31]])

@@ -17,8 +17,10 @@ import pytest
 from octavo.cli.main import main
 from octavo.config.schema import PluginsSection
 from octavo.errors import OctavoError
+from octavo.params import SamplingParams
 from octavo.plugins.host import PluginHost
 from octavo_bench import plugin
+from octavo_bench.adapters import with_adapters
 from octavo_bench.command import bench
 from octavo_bench.engine import Engine, running, timed
 from octavo_bench.latency import Latency
@@ -59,6 +61,28 @@ def test_throughput(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert output == pytest.approx(3 * requests)
     assert str(tmp_path) not in file.read_text()
     assert str(tiny_folder.parent) not in file.read_text()
+
+
+def test_requests_use_adapters_in_turn(tiny_folder: Path, tmp_path: Path, read_lines: Any) -> None:
+    file = tmp_path / "figures.jsonl"
+    words = ["throughput", "--model", str(tiny_folder), "--requests", "5", "--input-len", "4", "--output-len", "3"]
+    assert bench([*words, *SMALL, "--adapters", "3", "--rank", "2", "--json", str(file)]) == 0
+    assert read_lines(file)[0]["workload"] == "throughput random 5 x 4/3, 3 adapters of rank 2"
+    with (
+        with_adapters(
+            {"model": {"path": str(tiny_folder), "threads": 1}, "cache": {"blocks": 64}}, 3, 2
+        ) as adapted,
+        running(adapted[0]) as engine,
+    ):
+        served = engine.llm.adapters()
+        assert [adapter.name for adapter in served] == adapted[1]
+        assert len({adapter.digest for adapter in served}) == 3
+        asked, params = [[5, 6, 7]] * 4, SamplingParams(max_tokens=1, prompt_logprobs=0)
+        outputs = engine.llm.generate(asked, params, adapter=[*adapted[1], None])
+        assert len({output.prompt_logprobs[2].logprob for output in outputs}) == 4  # four different models
+        assert timed(engine, [Job([5, 6, 7], 2)] * 4, adapters=adapted[1]).output_tokens == 8
+    with pytest.raises(OctavoError, match="--rank goes with --adapters"):
+        bench([*words, *SMALL, "--rank", "2"])
 
 
 def test_a_preset_records_what_it_is_known_by(tiny_folder: Path, tmp_path: Path, read_lines: Any) -> None:

@@ -21,13 +21,13 @@ from octavo_lora.kernels import expand_kernel, shrink_kernel
 from octavo_lora.launch import expand_options, rank_blocks, shrink_options, splits_of
 
 TYPES = {"x": "T", "down": "T", "up": "T", "bias": "T", "out": "T", "low": "fp32", "gain": "fp32"}
-TYPES |= {"facts": "i32", "blocks": "i32", "order": "i64", "tiles": "i64"}
+TYPES |= {"facts": "i32", "strips": "i32", "order": "i64", "tiles": "i64"}
 ALIGNED = ("inputs", "outputs", "x_stride", "out_stride", "lows", "span")
 SIZES = {"bf16": 2, "fp32": 4}
 BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 
-def compile_kernel(kernel: Any, dtype: str, constants: dict[str, Any], options: dict[str, int]) -> dict[str, Any]:
+def compile_kernel(kernel: Any, dtype: str, constants: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     """As a launch on a large model would: pointers and sizes divisible by 16. Returns registers, bytes, spills."""
     names = kernel.arg_names
 
@@ -73,15 +73,15 @@ def compile_kernel(kernel: Any, dtype: str, constants: dict[str, Any], options: 
 def both(dtype: str, parts: int, inputs: int, max_rank: int, block: int) -> list[dict[str, Any]]:
     """The two kernels of one layer, for tiles of ``block`` tokens."""
     low_block, up_block = rank_blocks(parts, max_rank)
-    shared = {"MAX_RANK": max_rank, "SPLITS": splits_of(inputs, block), "BLOCK_M": block}
+    shared = {"MAX_RANK": max_rank, "SPLITS": splits_of(inputs, block, 32), "BLOCK_M": block}
     found = []
     for kernel, options, rank in (
         (shrink_kernel, shrink_options(block, SIZES[dtype]), low_block),
         (expand_kernel, expand_options(block), up_block),
     ):
         constants = {**shared, "BLOCK_R": rank, **{k: v for k, v in options.items() if k.startswith("BLOCK")}}
-        constants |= {name: True for name in ("EVEN", "ALIGNED") if name in kernel.arg_names}
-        rest = {k: v for k, v in options.items() if k.startswith("num")}
+        constants |= {name: True for name in ("EVEN", "ALIGNED", "PDL") if name in kernel.arg_names}
+        rest = {"launch_pdl": True, **{k: v for k, v in options.items() if not k.startswith("BLOCK")}}
         label = {"kernel": kernel.fn.__name__, "dtype": dtype, "parts": parts, "rank": max_rank, "block": block}
         found.append({**label, **compile_kernel(kernel, dtype, constants, rest)})
     return found

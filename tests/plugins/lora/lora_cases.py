@@ -66,10 +66,11 @@ def adapter_for(slot: int, site: LoraSite, max_rank: int) -> PeftAdapter:
 
 def run(device: torch.device, dtype: torch.dtype) -> bool:
     torch.manual_seed(1)
+    early = device.type == "cuda" and torch.cuda.get_device_capability() >= (9, 0)
     good, tolerance = True, 1e-5 if dtype == torch.float32 else 1e-2
     for name, (inputs, outputs, max_rank) in SITES.items():
         site = site_of(inputs, outputs, dtype, device)
-        backends = TorchLora(SLOTS, max_rank), TritonLora(SLOTS, max_rank, 0)
+        backends = TorchLora(SLOTS, max_rank), TritonLora(SLOTS, max_rank, 0, early)
         layers = [backend.attach(site) for backend in backends]
         for slot, of in ((1, 4), (2, 3), (1, 1), (2, 2), (3, 3), (4, 4), (5, 2)):  # some slots twice
             adapter = adapter_for(of, site, max_rank)

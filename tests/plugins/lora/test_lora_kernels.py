@@ -52,7 +52,7 @@ def test_kernels_for_hopper_keep_to_registers_and_load_wide() -> None:
     ]
     for one in found:
         assert (one["spills"], one["stack"], one["narrow"]) == (0, 0, 0), one
-        assert one["registers"] <= 128, one
+        assert one["registers"] <= 136, one
         assert min(one["tensor_cores"], one["wide"]) > 0, one
         assert one["async_copies"] or one["kernel"] == "expand_kernel", one
 

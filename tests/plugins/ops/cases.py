@@ -119,6 +119,7 @@ def check_masks(device: str) -> bool:
             found = logits.clone()
             function(found, index, bits)
             good &= torch.equal(found, expected)
+        good &= torch.equal(reference.barred_tokens(bits, vocab).cpu(), torch.from_numpy(flags[:, :vocab] == 0))
         print(f"mask_logits {vocab}:", good)
     return good
 

@@ -31,7 +31,7 @@ def matmul(
         "EVEN": True,
         "BLOCK_T": tile.tokens,
     }
-    constants |= {"BLOCK_N": tile.outputs, "BLOCK_K": tile.inputs}
+    constants |= {"BLOCK_N": tile.outputs, "BLOCK_K": tile.inputs, "PDL": True}
     types = TYPES | {"x": f"*{dtype}" if wide else "*fp8e4nv", "bias": f"*{dtype}", "out": f"*{dtype}"}
     if whole:
         types |= {"x": "*i8", "weight": "*i8"}
@@ -43,7 +43,7 @@ def matmul(
 
 def quantise(size: int, static: bool = False) -> dict[str, Any]:
     block = min(1 << (size - 1).bit_length(), 16384)
-    constants = {"STATIC": static, "BOUNDED": False, "ONCE": size <= block, "BLOCK": block}
+    constants = {"STATIC": static, "BOUNDED": False, "ONCE": size <= block, "BLOCK": block, "PDL": True}
     types = TYPES | {"x": "*bf16"}
     warps = max(1, min(16, block // 512))
     found = compile_for_hopper(quantise_rows_kernel, types, constants, ALIGNED, num_warps=warps)
@@ -52,7 +52,9 @@ def quantise(size: int, static: bool = False) -> dict[str, Any]:
 
 def quantise_grouped() -> dict[str, Any]:
     types = TYPES | {"x": "*bf16"}
-    found = compile_for_hopper(quantise_groups_kernel, types, {"GROUP": 128, "BLOCK": 32}, ALIGNED, num_warps=4)
+    found = compile_for_hopper(
+        quantise_groups_kernel, types, {"GROUP": 128, "BLOCK": 32, "PDL": True}, ALIGNED, num_warps=4
+    )
     return {"kernel": "quantise groups", **found}
 
 

@@ -106,7 +106,7 @@ WRITERS = {
     "fp8 tensor, static": Writer(outside_head(fp8_tensor, **STATIC), {**FP8, "activation_scheme": "static"}, 0.07),
     "fp8, scales [1]": Writer(outside_head(lambda w: fp8_tensor(w, (1,))), FP8, 0.07),
     "fp8 blocks": Writer(
-        outside_head(lambda w: fp8_block(w, "weight_scale_inv")), {**FP8, "weight_block_size": [128, 128]}, 0.05
+        outside_head(lambda w: fp8_block(w, "weight_scale_inv")), {**FP8, "weight_block_size": [128, 128]}, 0.07
     ),
     "fp8 blocks, e8m0 scales": Writer(
         outside_head(lambda w: fp8_block(w, "weight_scale_inv", dtype=torch.float8_e8m0fnu)),
@@ -132,7 +132,7 @@ WRITERS = {
         0.07,
     ),
     "ct fp8 channel, token": Writer(
-        outside_head(fp8_channel), compressed("float-quantized", numbers("float", "channel"), TOKEN), 0.05
+        outside_head(fp8_channel), compressed("float-quantized", numbers("float", "channel"), TOKEN), 0.07
     ),
     "ct fp8 weights only": Writer(
         outside_head(fp8_channel), compressed("naive-quantized", numbers("float", "channel"), None), 1e-5

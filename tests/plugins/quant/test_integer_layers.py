@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from octavo.contracts.model import filled
 from octavo.errors import CheckpointError
 from octavo.loading.safetensors_files import HeaderEntry
+from octavo.model.layers import LMHead
 from octavo.model.linear import Linear, Part
 from octavo.model.parallel import Ranks
 from octavo.model.parts import Parts
@@ -96,7 +98,7 @@ def named(module: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tens
     return {f"{module}.{name}": tensor for name, tensor in tensors.items()}
 
 
-def outputs(linear: Linear, x: torch.Tensor) -> torch.Tensor:
+def outputs(linear: Linear | LMHead, x: torch.Tensor) -> torch.Tensor:
     return linear.method.apply(linear.weights, x, None).double()
 
 
@@ -132,6 +134,17 @@ def test_gptq(bits: int, group: int, symmetric: bool, act_order: bool, version: 
     for with_order in (True, False) if not act_order else (True,):
         tensors = named("m.o_proj", writers.gptq(layer, version=version, with_order=with_order))
         close(outputs(build(config, tensors, {"m.o_proj": 64}, 128), x), x.double() @ layer.weight.T)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_memory_plan_counts_what_stays(packed: bool) -> None:
+    layer = writers.quantise(torch.randn(64, 128), 4, 32)
+    tensors = named("m", writers.gptq(layer))
+    chosen = replace(scheme(gptq_config(4, 32), tensors), packed=packed)
+    shared = Parts(dtype=torch.float32, device=torch.device("meta"), attention=None, scheme=chosen)
+    linear = Linear(shared, [Part("m", 64)], 128, bias=False)
+    kept = sum(slot.target.nbytes * slot.kept for slot in linear.slots())
+    assert kept == pytest.approx(64 * 128 // 2 + 64 * 4 * 4 if packed else 64 * 128 * 4)
 
 
 def test_zero_point_zero_of_version_one() -> None:
@@ -205,6 +218,44 @@ def test_inputs_divided_among_ranks(form: str) -> None:
     close(total, x.double() @ layer.weight.T)
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_output_layer_divided_by_tokens(ranks: int) -> None:
+    torch.manual_seed(2)
+    layer = writers.quantise(torch.randn(96, 64), 4, 32)
+    tensors = named("lm_head", writers.gptq(layer))
+    x = torch.randn(3, 64)
+    found = []
+    for rank in range(ranks):
+        shared = Parts(
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+            attention=None,
+            scheme=scheme(gptq_config(4, 32, lm_head=True), tensors),
+            ranks=Ranks(rank, ranks),
+        )
+        head = LMHead(shared, "lm_head", 96, 64, None)
+        for slot in head.slots():
+            assert slot.shape == tensors[slot.source].shape
+            with filled(slot):
+                slot.target.copy_(tensors[slot.source][slot.shard])
+        head.finalize()
+        found.append(outputs(head, x))
+    close(torch.cat(found, 1), x.double() @ layer.weight.T)
+
+
+def test_output_layer_of_packs_that_ranks_would_cut() -> None:
+    layer = writers.quantise(torch.randn(40, 64), 4, 32)  # 20 tokens a rank; zero points are packed by 8
+    shared = Parts(
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        attention=None,
+        scheme=scheme(gptq_config(4, 32, lm_head=True), named("lm_head", writers.gptq(layer))),
+        ranks=Ranks(1, 2),
+    )
+    with pytest.raises(ValueError, match="40 tokens can't be divided among 2 ranks"):
+        LMHead(shared, "lm_head", 40, 64, None).slots()
+
+
 def test_dynamic_overrides() -> None:
     four, eight = writers.quantise(torch.randn(32, 64), 4, 32), writers.quantise(torch.randn(32, 64), 8, 64)
     config = gptq_config(
@@ -228,6 +279,9 @@ def test_auto_round_overrides() -> None:
     assert settings("lm_head") is None
     gptq = config | {"packing_format": "auto_round:auto_gptq", "extra_config": {r".*\.down": {"bits": 8}}}
     assert read_settings(profile(gptq))("model.layers.3.down").bits == 8
+    assert settings("model.layers.0.k.more") is None  # a path stands for what is below it
+    raw = read_settings(profile(config | {"packing_format": "auto_round", "sym": False}))
+    assert raw("model.layers.0.q").layout == "gptq_v2"  # zero points as they are
     layer = writers.quantise(torch.randn(32, 64), 4, 32, symmetric=True)
     tensors = named("model.layers.0.q", writers.gptq(layer, with_order=False))
     x = torch.randn(2, 64)

@@ -148,8 +148,7 @@ class PackedIntegers:
 
     def _scale(self, spec: LinearSpec) -> ParamSpec:
         if self.numbers.strategy == "tensor":
-            shape = self.stored.shape(f"{spec.name}.weight_scale") or (1,)
-            return ParamSpec(shape=shape, dtype=torch.float32, per_part=True)
+            return self.stored.number(f"{spec.name}.weight_scale")
         group = self._group(spec.full_in or spec.in_features)
         shape = (spec.out_features, -(-spec.in_features // group))
         return ParamSpec(shape=shape, dtype=torch.float32, out_axis=0, in_axis=1, in_pack=(group, 1))

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from octavo.contracts.linear import LinearMethod, LinearSpec
 from octavo.errors import CheckpointError
+from octavo_quant.codebook.linear import codebook_method
 from octavo_quant.compressed_tensors.config import Group, Layout, Numbers
 from octavo_quant.compressed_tensors.packed import PackedIntegers
 from octavo_quant.expanded import Expanded
+from octavo_quant.fp4.format import MX, NV, Mxfp8Format, fp4_format
 from octavo_quant.fp8.format import Fp8Format
 from octavo_quant.fp8.linear import Activations, Fp8Linear, fits
 from octavo_quant.fp8.scheme import IGNORED
@@ -52,8 +54,20 @@ class CompressedTensorsScheme:
         return self._int8(spec, group, group.weights, group.inputs)
 
     def _float(self, spec: LinearSpec, group: Group, weights: Numbers) -> LinearMethod:
+        small = (weights.bits, weights.strategy, weights.group)
+        if small == (8, "group", MX):
+            mx = Mxfp8Format(self.stored)
+            mx.check(spec)
+            return Expanded(mx)
+        if small in ((4, "tensor_group", NV), (4, "group", MX)):
+            form = fp4_format(self.stored, "nvfp4" if weights.group == NV else "mxfp4")
+            form.check(spec)
+            return codebook_method(form, spec, self.kernels)
         if weights.bits != 8 or weights.strategy not in ("tensor", "channel", "block"):
             raise self._unknown(spec, group)
+        return self._fp8(spec, group, weights)
+
+    def _fp8(self, spec: LinearSpec, group: Group, weights: Numbers) -> LinearMethod:
         inputs = group.inputs
         if inputs is not None and (inputs.kind != "float" or inputs.bits != 8):
             raise self._unknown(spec, group)

@@ -40,7 +40,7 @@ class Fp8Format:
         )
         params = {"weight": weight, name: self._scale(spec, name)}
         if self.static:
-            params["input_scale"] = self._number(spec, "input_scale")
+            params["input_scale"] = self.stored.number(f"{spec.name}.input_scale")
         return params
 
     def check(self, spec: LinearSpec) -> None:
@@ -99,7 +99,7 @@ class Fp8Format:
     def _scale(self, spec: LinearSpec, name: str) -> ParamSpec:
         if self.block is None:
             if self.whole(spec):
-                return self._number(spec, name)
+                return self.stored.number(f"{spec.name}.{name}")
             shape = self.stored.shape(f"{spec.name}.{name}") or (0,)
             return ParamSpec(shape=(spec.out_features, *shape[1:]), dtype=torch.float32, out_axis=0)
         high, wide = self.block
@@ -108,9 +108,6 @@ class Fp8Format:
         dtype = torch.float8_e8m0fnu if stored == "float8_e8m0fnu" else torch.float32
         shape = (rows, -(-spec.in_features // wide))
         return ParamSpec(shape=shape, dtype=dtype, out_axis=0, in_axis=1, out_pack=(high, 1), in_pack=(wide, 1))
-
-    def _number(self, spec: LinearSpec, name: str) -> ParamSpec:
-        return ParamSpec(shape=self.stored.shape(f"{spec.name}.{name}") or (), dtype=torch.float32, per_part=True)
 
     def _check_division(self, module: str, rows: int, columns: int, part: int, spec: LinearSpec) -> None:
         """Ranks must get whole blocks."""

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from octavo_quant.splits import add_parts, leave_part
 
 
 @triton.jit
@@ -24,10 +27,14 @@ def quantise_rows_kernel(
     BOUNDED: tl.constexpr,
     ONCE: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     # One program a token. Rows that fit are read once; longer ones twice, the second time from the cache.
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
     if STATIC:
         scale = tl.load(fixed)
     else:
@@ -52,8 +59,13 @@ def quantise_rows_kernel(
 
 
 @triton.jit
-def quantise_groups_kernel(x, codes, scales, size, stride, groups, GROUP: tl.constexpr, BLOCK: tl.constexpr):
+def quantise_groups_kernel(
+    x, codes, scales, size, stride, groups, GROUP: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
+):
     # BLOCK groups of one token.
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     at = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
@@ -93,6 +105,7 @@ def scaled_product_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     # BLOCKED: scales [outputs, groups] and [tokens, groups], one for BLOCK_K inputs. WIDE: x is 16-bit and has no
     # scales. WHOLE: both are int8. SHIFTED: x stands for x - x_zeros, and sums are those of each output's weights.
@@ -110,6 +123,9 @@ def scaled_product_kernel(
     t_in = t < tokens
     rows = weight + n.to(tl.int64)[:, None] * size + k[None, :]
     columns = x + t.to(tl.int64)[None, :] * x_stride + k[:, None]
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
     acc = tl.zeros([BLOCK_N, BLOCK_T], tl.int32 if WHOLE else tl.float32)
     for begin in range(lo, hi, BLOCK_K):
         if EVEN:
@@ -135,17 +151,10 @@ def scaled_product_kernel(
             acc = tl.dot(w, v, acc)
     acc = acc.to(tl.float32)
     if splits > 1:
-        place = tl.arange(0, BLOCK_N)[:, None] * BLOCK_T + tl.arange(0, BLOCK_T)[None, :]
         pair = tl.program_id(1) * tiles + tile
-        base = partial + pair.to(tl.int64) * splits * (BLOCK_N * BLOCK_T)
-        tl.store(base + split * (BLOCK_N * BLOCK_T) + place, acc)
-        tl.debug_barrier()  # all threads' stores come before the one thread's release
-        if tl.atomic_add(counters + pair, 1, sem="acq_rel", scope="gpu") != splits - 1:
+        if not leave_part(acc, partial, counters, pair, split, splits, BLOCK_N, BLOCK_T):
             return
-        acc = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
-        for one in range(splits):
-            acc += tl.load(base + one * (BLOCK_N * BLOCK_T) + place, cache_modifier=".cg")
-        tl.store(counters + pair, 0)  # ready for the next launch
+        acc = add_parts(partial, counters, pair, splits, BLOCK_N, BLOCK_T)
     if SHIFTED:
         zero = tl.load(x_zeros + t, mask=t_in, other=0.0)
         acc -= tl.load(sums + n, mask=n_in, other=0.0)[:, None] * zero[None, :]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from octavo_quant.fp8.format import E4M3
 from octavo_quant.fp8.kernels import quantise_groups_kernel, quantise_rows_kernel, scaled_product_kernel
-from octavo_quant.scratch import counters, processors
+from octavo_quant.scratch import counters, early, processors, split
 
 _ONCE = 16384  # inputs that one program keeps in registers
 
@@ -59,6 +59,7 @@ def quantise_rows(x: Tensor, fixed: Tensor | None = None, upper: float | None = 
             ONCE=size <= block,
             BLOCK=block,
             num_warps=max(1, min(16, block // 512)),
+            **early(x.device),
         )
     return codes, scales
 
@@ -73,7 +74,7 @@ def quantise_groups(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
         block = min(triton.next_power_of_2(groups), 32)
         grid = (tokens, triton.cdiv(groups, block))
         quantise_groups_kernel[grid](
-            x, codes, scales, size, x.stride(0), groups, GROUP=group, BLOCK=block, num_warps=4
+            x, codes, scales, size, x.stride(0), groups, GROUP=group, BLOCK=block, num_warps=4, **early(x.device)
         )
     return codes, scales
 
@@ -104,7 +105,7 @@ def matmul(
     tile = tile or tile_for(tokens, blocked, x_scales is None)
     grid = (triton.cdiv(outputs, tile.outputs), triton.cdiv(tokens, tile.tokens))
     pairs = grid[0] * grid[1]
-    splits, share = _split(pairs, size, tile, processors(x.device))
+    splits, share = split(pairs, triton.cdiv(size, tile.inputs), processors(x.device))
     numbers = splits * pairs * tile.outputs * tile.tokens if splits > 1 else 1
     partial = torch.empty(numbers, dtype=torch.float32, device=x.device)
     scaled_product_kernel[(*grid, splits)](
@@ -136,14 +137,6 @@ def matmul(
         BLOCK_K=tile.inputs,
         num_warps=tile.warps,
         num_stages=tile.stages,
+        **early(x.device),
     )
     return out
-
-
-def _split(pairs: int, size: int, tile: Tile, processors: int) -> tuple[int, int]:
-    """Programs along the inputs, and the tiles of each: enough of them for two a processor, none with less than
-    four tiles to read."""
-    steps = triton.cdiv(size, tile.inputs)
-    wanted = triton.cdiv(2 * processors, pairs) if pairs < 1.5 * processors else 1
-    share = triton.cdiv(steps, max(1, min(wanted, steps // 4)))
-    return triton.cdiv(steps, share), share

@@ -96,7 +96,8 @@ class OnlineFp8Format:
 def full_weight(spec: LinearSpec) -> dict[str, ParamSpec]:
     """The weight of an unquantised checkpoint, gone as soon as its layer is quantised."""
     shape = (spec.out_features, spec.in_features)
-    return {"weight": ParamSpec(shape=shape, dtype=spec.dtype, out_axis=0, in_axis=1, transient=True)}
+    kept = 1 / spec.dtype.itemsize
+    return {"weight": ParamSpec(shape=shape, dtype=spec.dtype, out_axis=0, in_axis=1, transient=True, kept=kept)}
 
 
 def multiply(

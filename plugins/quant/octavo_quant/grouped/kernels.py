@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 # Two words of eight 4-bit codes to eight pairs of bfloat16 (or float16), each less the zero point. $0 to $7: the
 # pairs; $8, $9: the words; $10: minus (magic + zero point), twice.
@@ -47,6 +48,18 @@ _UNPACK_BF16 = tl.constexpr(_ASM.format(magic="0x43004300", one="0x3F803F80", ki
 _UNPACK_F16 = tl.constexpr(_ASM.format(magic="0x64006400", one="0x3C003C00", kind="f16x2"))
 _CONSTRAINTS = tl.constexpr("=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r,r")
 _MAGIC = tl.constexpr(8388608.0)  # 2 ** 23: the mantissa's low bits count ones
+
+
+@triton.jit
+def _prefetch(words_ptr, first, units, outputs, row, BLOCK_N: tl.constexpr, COUNT: tl.constexpr):
+    """Ask for the first ``COUNT`` tiles of words, 128 bytes (two rows) a request; nothing waits for them."""
+    rows = row + tl.arange(0, BLOCK_N // 2) * 2
+    for ahead in tl.static_range(COUNT):
+        unit = tl.minimum(first + ahead, units - 1)
+        at = words_ptr + (unit * outputs + tl.minimum(rows, outputs - 1)) * 16
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1
+        )
 
 
 @triton.jit
@@ -191,13 +204,15 @@ def product_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One tile of ``out`` over ``span`` units of input channels.
 
     ``SEGMENT`` channels of a unit share a scale. Codes less whole zero points are exact in 16 bits: these are
     summed before they are scaled. ``ZERO`` 3: codes are places in a table of each output. ``FAST``: eight codes of
     a word are unpacked at once. Where the channels are ``SPLIT`` among programs, each leaves its float32 sums in
-    ``partial``, and the last to arrive adds them up, in order: the same inputs give the same bits.
+    ``partial``, and the last to arrive adds them up, in order: the same inputs give the same bits. With ``PDL`` the
+    first words are asked for before the kernel ahead has ended.
     """
     tile_n, split, tile_m = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     UNIT: tl.constexpr = 16 * (32 // FIELD)
@@ -212,6 +227,10 @@ def product_kernel(
         acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
     else:
         acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    if PDL:
+        _prefetch(words_ptr, first, units, outputs, tile_n * BLOCK_N, BLOCK_N, STAGES)
+        gdc_wait()
+        gdc_launch_dependents()
     for unit in tl.range(first, tl.minimum(first + span, units), num_stages=STAGES):
         words = tl.load(words_at + unit * outputs * 16, mask=valid[:, None], other=0)
         for segment in tl.static_range(UNIT // SEGMENT):

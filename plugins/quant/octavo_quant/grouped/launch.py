@@ -27,6 +27,7 @@ class Tile:
     """``block_m`` tokens by ``block_n`` outputs; input channels are split until about ``programs`` run at once.
 
     ``swap``: outputs take the tensor cores' first axis, so that dequantised weights stay in registers there.
+    ``early``: started before the kernel ahead has ended, where the device can (programmatic dependent launch).
     """
 
     block_m: int
@@ -35,6 +36,7 @@ class Tile:
     warps: int
     stages: int
     swap: bool
+    early: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +111,12 @@ def scratch(device: torch.device) -> Scratch:
     return Scratch(device)
 
 
+@cache
+def can_launch_early(device: torch.device) -> bool:
+    """Whether kernels may start before those ahead have ended: Hopper and newer."""
+    return torch.cuda.get_device_capability(device) >= (9, 0)
+
+
 def prepare(device: torch.device) -> None:
     """Make what must be there before a graph is captured: the counters' zeros would be part of the graph."""
     scratch(device).counter()
@@ -137,6 +145,7 @@ def product(x: Tensor, weights: GroupedWeights, bias: Tensor | None, tile: Tile)
     partial = shared.partial(math.prod(grid) * tile.block_m * tile.block_n) if splits > 1 else out
     counter = shared.counter() if splits > 1 else out
     fast = x.is_cuda and weights.field == 4 and weights.zero < REAL_ZERO and x.dtype.itemsize == 2
+    early = tile.early and x.is_cuda and can_launch_early(x.device)
     product_kernel[grid](
         x,
         weights.words,
@@ -170,7 +179,9 @@ def product(x: Tensor, weights: GroupedWeights, bias: Tensor | None, tile: Tile)
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
         STAGES=tile.stages,
+        PDL=early,
         num_warps=tile.warps,
+        **({"launch_pdl": True} if early else {}),
     )
     return out
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo.contracts.linear import LinearSpec, ParamSpec
-from octavo_quant.grouped import GroupedWeights, merged_linear, pack_merged
+from octavo_quant.grouped import GroupedWeights, merged_linear, pack_merged, priced
 from octavo_quant.integer.bits import unpack
 from octavo_quant.stored import Stored, floats, modules_of
 
@@ -22,11 +22,12 @@ class AwqLinear:
     """A :class:`octavo.contracts.linear.LinearMethod` for version ``gemm``.
 
     ``qweight`` int32 [in, out / 8], ``qzeros`` int32 [groups, out / 8], both packed along the outputs with nibbles
-    out of order; ``scales`` [groups, out].
+    out of order; ``scales`` [groups, out]. ``packed``: whether weights stay packed on this device.
     """
 
     stored: Stored
     group_size: int
+    packed: bool = True
 
     def check(self, spec: LinearSpec) -> None:
         """Refuse what the checkpoint lacks, has in another shape, or what can't be divided among the ranks."""
@@ -43,14 +44,13 @@ class AwqLinear:
         group = _local_group(spec, self.group_size)
         groups, axis = spec.in_features // group, _group_axis(spec, self.group_size, 0)
         words = spec.out_features // 8
-        return {
+        params = {
             "qweight": ParamSpec(
                 shape=(spec.in_features, words),
                 dtype=torch.int32,
                 in_axis=0,
                 out_axis=1,
                 out_pack=(8, 1),
-                transient=True,
             ),
             "qzeros": ParamSpec(
                 shape=(groups, words),
@@ -59,7 +59,6 @@ class AwqLinear:
                 out_axis=1,
                 in_pack=(group, 1),
                 out_pack=(8, 1),
-                transient=True,
             ),
             "scales": ParamSpec(
                 shape=(groups, spec.out_features),
@@ -67,9 +66,9 @@ class AwqLinear:
                 in_axis=axis,
                 out_axis=1,
                 in_pack=(group, 1),
-                transient=True,
             ),
         }
+        return priced(spec, params, bits=4, group=group, packed=self.packed)
 
     def finalize(self, spec: LinearSpec, raw: dict[str, Tensor]) -> list[GroupedWeights]:
         codes, zeros = _in_order(raw["qweight"]).T, _in_order(raw["qzeros"]).T
@@ -84,11 +83,13 @@ class AwqGemvLinear:
     """A :class:`octavo.contracts.linear.LinearMethod` for version ``gemv``.
 
     ``qweight`` int32 [out, in / 8], ``qzeros`` int32 [out, groups / 8], packed along the inputs in order, and
-    ``scales`` [out, groups]; the last two are padded along the groups.
+    ``scales`` [out, groups]; the last two are padded along the groups. ``packed``: whether weights stay packed on
+    this device.
     """
 
     stored: Stored
     group_size: int
+    packed: bool = True
 
     def check(self, spec: LinearSpec) -> None:
         """Refuse what the checkpoint lacks, has in another shape, or what can't be divided among the ranks."""
@@ -110,14 +111,13 @@ class AwqGemvLinear:
         group, rows = full if self.group_size == -1 else self.group_size, spec.out_features
         words = _padded(full, group) * spec.in_features // full
         axis = _group_axis(spec, self.group_size, 1)
-        return {
+        params = {
             "qweight": ParamSpec(
                 shape=(rows, spec.in_features // 8),
                 dtype=torch.int32,
                 out_axis=0,
                 in_axis=1,
                 in_pack=(8, 1),
-                transient=True,
             ),
             "qzeros": ParamSpec(
                 shape=(rows, words),
@@ -125,7 +125,6 @@ class AwqGemvLinear:
                 out_axis=0,
                 in_axis=axis,
                 in_pack=(8 * group, 1),
-                transient=True,
             ),
             "scales": ParamSpec(
                 shape=(rows, words * 8),
@@ -133,9 +132,9 @@ class AwqGemvLinear:
                 out_axis=0,
                 in_axis=axis,
                 in_pack=(group, 1),
-                transient=True,
             ),
         }
+        return priced(spec, params, bits=4, group=group, packed=self.packed)
 
     def finalize(self, spec: LinearSpec, raw: dict[str, Tensor]) -> list[GroupedWeights]:
         groups = spec.in_features // _local_group(spec, self.group_size)

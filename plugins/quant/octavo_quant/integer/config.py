@@ -16,13 +16,11 @@ _GPTQ_BITS: Final = (2, 3, 4, 8)
 _AWQ_VERSIONS: Final = {"gemm": AWQ, "gemv": AWQ_GEMV}
 _PACKINGS: Final = {
     "auto_round:auto_gptq": GPTQ,
-    "auto_round:gptq": GPTQ,
-    "auto_round": GPTQ,
-    "auto_gptq": GPTQ,
+    "auto_round:gptqmodel": GPTQ_V2,  # zero points as they are
+    "auto_round": GPTQ_V2,
     "auto_round:auto_awq": AWQ,
-    "auto_round:awq": AWQ,
-    "auto_awq": AWQ,
 }
+_PATH: Final = re.compile(r"[\w.]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,17 +137,17 @@ def _auto_round(config: Mapping[str, Any], where: str) -> SettingsOf:
             f"{where}: quantization_config.packing_format is {config.get('packing_format')!r} with data_type "
             f"{config.get('data_type')!r}; integers packed as {', '.join(_PACKINGS)} are read."
         )
-    allowed = _GPTQ_BITS if layout == GPTQ else (4,)
+    allowed = (4,) if layout == AWQ else _GPTQ_BITS
     base = _settings(config, where, layout, allowed)
     extra = config.get("extra_config") or {}
     blocks = _blocks(config)
     skip = skipper(listed(config, where))
-    patterns = [(re.compile(name), change) for name, change in extra.items() if name not in ("", None)]
+    patterns = [(_named(name, where), change) for name, change in extra.items()]
 
     def settings_of(module: str) -> Settings | None:
         change = extra.get(module)
         if change is None:
-            change = next((found for pattern, found in patterns if pattern.fullmatch(module)), None)
+            change = next((found for fits, found in patterns if fits(module)), None)
         if change is None:
             inside = not blocks or any(module.startswith(f"{block}.") for block in blocks)
             return None if skip(module) or not inside or module == "lm_head" else base
@@ -158,6 +156,20 @@ def _auto_round(config: Mapping[str, Any], where: str) -> SettingsOf:
         return _settings({**config, **change}, f"{where}, module {module}", layout, allowed)
 
     return settings_of
+
+
+def _named(name: str, where: str) -> Callable[[str], bool]:
+    """Whether a key of ``extra_config`` means a module: a path or part of one, else a pattern found anywhere."""
+    if _PATH.fullmatch(name):
+        return lambda module: f".{name}." in f".{module}."
+    try:
+        pattern = re.compile(name)
+    except re.error as error:
+        raise CheckpointError(
+            f"{where}: quantization_config.extra_config has {name!r}, which is neither a path nor a regular "
+            f"expression: {error}."
+        ) from error
+    return lambda module: pattern.search(module) is not None
 
 
 def _blocks(config: Mapping[str, Any]) -> list[str]:

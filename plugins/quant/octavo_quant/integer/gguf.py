@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo.contracts.linear import LinearMethod, LinearSpec, ParamSpec
-from octavo_quant.grouped import GroupedWeights, merged_linear, pack_grouped
+from octavo_quant.grouped import GroupedWeights, merged_linear, pack_grouped, priced
 from octavo_quant.integer.gguf_blocks import BLOCK_TYPES, decode
 from octavo_quant.stored import modules_of
 
@@ -26,7 +26,8 @@ class GgufLinear:
 
     def params(self, spec: LinearSpec) -> Mapping[str, ParamSpec]:
         found = {}
-        for name in dict.fromkeys(self.kinds):
+        names = list(dict.fromkeys(self.kinds))
+        for name in names:
             kind = BLOCK_TYPES[name]
             found[f"weight.{name}"] = ParamSpec(
                 shape=(spec.out_features, spec.in_features // kind.elements * kind.nbytes),
@@ -34,10 +35,11 @@ class GgufLinear:
                 out_axis=0,
                 in_axis=1,
                 in_pack=(kind.elements, kind.nbytes),
-                optional=len(set(self.kinds)) > 1,
-                transient=True,
+                optional=len(names) > 1,
             )
-        return found
+        # A part is stored in one of the tensors only; what it takes packed is about the same for all.
+        kind = BLOCK_TYPES[names[0]]
+        return priced(spec, found, bits=kind.bits, group=kind.group, packed=True)
 
     def finalize(self, spec: LinearSpec, raw: dict[str, Tensor]) -> list[GroupedWeights]:
         made = []

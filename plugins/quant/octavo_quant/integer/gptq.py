@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo.contracts.linear import LinearSpec, ParamSpec
-from octavo_quant.grouped import GroupedWeights, merged_linear, pack_merged
+from octavo_quant.grouped import GroupedWeights, merged_linear, pack_merged, priced
 from octavo_quant.integer.bits import unpack, unpack_parts
 from octavo_quant.stored import Stored, floats, modules_of
 
@@ -21,7 +21,8 @@ class GptqLinear:
     ``qweight`` int32 [in * bits / 32, out], packed down the inputs; ``qzeros`` int32 [groups, out * bits / 32],
     packed along the outputs; ``scales`` [groups, out]; ``g_idx`` int32 [in]: the group of each input, where groups
     are not neighbours. ``shifted``: zero points are stored less one (checkpoint_format ``gptq``; ``gptq_v2`` stores
-    them as they are). ``ordered``: desc_act, groups in order of activation.
+    them as they are). ``ordered``: desc_act, groups in order of activation. ``packed``: whether weights stay
+    packed on this device.
     """
 
     stored: Stored
@@ -29,6 +30,7 @@ class GptqLinear:
     group_size: int
     shifted: bool
     ordered: bool
+    packed: bool = True
 
     def check(self, spec: LinearSpec) -> None:
         """Refuse what the checkpoint lacks, has in another shape, or what can't be divided among the ranks."""
@@ -60,14 +62,13 @@ class GptqLinear:
         groups = (spec.full_in or spec.in_features) // group if whole else spec.in_features // group
         axis = None if whole else 0
         zero_words = sum(-(-part * bits // 32) for part in spec.out_parts)
-        return {
+        params = {
             "qweight": ParamSpec(
                 shape=(spec.in_features * bits // 32, rows),
                 dtype=torch.int32,
                 in_axis=0,
                 out_axis=1,
                 in_pack=(32, bits),
-                transient=True,
             ),
             "qzeros": ParamSpec(
                 shape=(groups, zero_words),
@@ -76,7 +77,6 @@ class GptqLinear:
                 out_axis=1,
                 in_pack=(group, 1),
                 out_pack=(32, bits),
-                transient=True,
             ),
             "scales": ParamSpec(
                 shape=(groups, rows),
@@ -84,10 +84,10 @@ class GptqLinear:
                 in_axis=axis,
                 out_axis=1,
                 in_pack=(group, 1),
-                transient=True,
             ),
             **self._order(spec),
         }
+        return priced(spec, params, bits=bits, group=group, packed=self.packed)
 
     def finalize(self, spec: LinearSpec, raw: dict[str, Tensor]) -> list[GroupedWeights]:
         bits = self.bits
@@ -133,6 +133,5 @@ class GptqLinear:
                 in_axis=0,
                 per_part=True,
                 optional=not self.stored.known,
-                transient=True,
             )
         }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo.contracts.linear import LinearMethod, LinearSpec, ParamSpec
-from octavo_quant.grouped import GroupedWeights, grouped_linear, pack_grouped
+from octavo_quant.grouped import GroupedWeights, grouped_linear, pack_grouped, priced
 from octavo_quant.native_cpu import native_takes
 from octavo_quant.skips import Skip, one_answer
 
@@ -27,10 +27,13 @@ class Int4Linear:
     """
 
     group_size: int
+    packed: bool = True
 
     def params(self, spec: LinearSpec) -> Mapping[str, ParamSpec]:
         shape = (spec.out_features, spec.in_features)
-        return {"weight": ParamSpec(shape=shape, dtype=spec.dtype, out_axis=0, in_axis=1, transient=True)}
+        weight = ParamSpec(shape=shape, dtype=spec.dtype, out_axis=0, in_axis=1)
+        group = group_for(spec.in_features, self.group_size)
+        return priced(spec, {"weight": weight}, bits=_BITS, group=group, packed=self.packed)
 
     def finalize(self, spec: LinearSpec, raw: dict[str, Tensor]) -> GroupedWeights:
         group = group_for(spec.in_features, self.group_size)

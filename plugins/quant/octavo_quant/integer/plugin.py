@@ -60,7 +60,7 @@ def _build(ctx: Context, _: NoOptions) -> Any:
     from octavo_quant.integer.scheme import IntegerScheme
     from octavo_quant.stored import Stored
 
-    return IntegerScheme(Stored(ctx.model), read_settings(ctx.model))
+    return IntegerScheme(Stored(ctx.model), read_settings(ctx.model), ctx.device.type == "cuda")
 
 
 def _is_squeezellm(profile: ModelProfile) -> bool:
@@ -96,11 +96,11 @@ def _plain_only(ctx: Context) -> str | None:
     return "the checkpoint is quantised already" if ctx.model.quantization is not None else None
 
 
-def _build_int4(_: Context, options: Int4Options) -> Any:
+def _build_int4(ctx: Context, options: Int4Options) -> Any:
     from octavo_quant.integer.online import Int4Linear, Int4Scheme
     from octavo_quant.skips import skipper
 
-    return Int4Scheme(Int4Linear(options.group_size), skipper(options.skip))
+    return Int4Scheme(Int4Linear(options.group_size, ctx.device.type == "cuda"), skipper(options.skip))
 
 
 @hookimpl

@@ -15,10 +15,11 @@ from octavo_quant.stored import Stored
 
 @dataclass(frozen=True, slots=True)
 class IntegerScheme:
-    """A :class:`octavo.contracts.linear.QuantScheme`."""
+    """A :class:`octavo.contracts.linear.QuantScheme`. ``packed``: whether weights stay packed on this device."""
 
     stored: Stored
     settings_of: SettingsOf
+    packed: bool = True
     ignored_weights: Sequence[str] = (r"\.g_idx$",)
 
     def method_for(self, spec: LinearSpec) -> LinearMethod | None:
@@ -36,8 +37,9 @@ class IntegerScheme:
 
     def _method(self, settings: Settings) -> GptqLinear | AwqLinear | AwqGemvLinear:
         if settings.layout == AWQ:
-            return AwqLinear(self.stored, settings.group_size)
+            return AwqLinear(self.stored, settings.group_size, self.packed)
         if settings.layout == AWQ_GEMV:
-            return AwqGemvLinear(self.stored, settings.group_size)
+            return AwqGemvLinear(self.stored, settings.group_size, self.packed)
         shifted = settings.layout == GPTQ
-        return GptqLinear(self.stored, settings.bits, settings.group_size, shifted, settings.ordered)
+        size, ordered = settings.group_size, settings.ordered
+        return GptqLinear(self.stored, settings.bits, size, shifted, ordered, self.packed)

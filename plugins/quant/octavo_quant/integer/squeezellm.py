@@ -12,7 +12,7 @@ from octavo.checkpoint import read_tensors
 from octavo.contracts.linear import LinearMethod, LinearSpec, ParamSpec
 from octavo.errors import CheckpointError
 from octavo.records import Context
-from octavo_quant.grouped import GroupedWeights, dense_grouped, grouped_linear, pack_table
+from octavo_quant.grouped import GroupedWeights, dense_grouped, grouped_linear, pack_table, priced
 from octavo_quant.integer.bits import unpack
 from octavo_quant.skips import Skip, listed, one_answer, skipper
 from octavo_quant.stored import Stored, floats, modules_of
@@ -43,6 +43,7 @@ class SqueezeLlmLinear:
     bits: int
     rank: int = 0
     ranks: int = 1
+    packed: bool = True
 
     def check(self, spec: LinearSpec) -> None:
         """Refuse what the checkpoint lacks or has in another shape."""
@@ -61,19 +62,17 @@ class SqueezeLlmLinear:
                 self.stored.need(f"{module}.vals", [count], floats(), why)
 
     def params(self, spec: LinearSpec) -> Mapping[str, ParamSpec]:
-        return {
+        params = {
             "qweight": ParamSpec(
                 shape=(spec.in_features * self.bits // 32, spec.out_features),
                 dtype=torch.int32,
                 in_axis=0,
                 out_axis=1,
                 in_pack=(32, self.bits),
-                transient=True,
             ),
-            "lookup_table": ParamSpec(
-                shape=(spec.out_features, 2**self.bits), dtype=torch.float32, out_axis=0, transient=True
-            ),
+            "lookup_table": ParamSpec(shape=(spec.out_features, 2**self.bits), dtype=torch.float32, out_axis=0),
         }
+        return priced(spec, params, bits=self.bits, group=spec.in_features, packed=self.packed)
 
     def finalize(self, spec: LinearSpec, raw: dict[str, Tensor]) -> TableWeights:
         codes, table = unpack(raw["qweight"], self.bits, 0).T.contiguous(), raw["lookup_table"]
@@ -149,7 +148,9 @@ def squeezellm_scheme(ctx: Context) -> SqueezeLlmScheme:
         raise CheckpointError(
             f"{ctx.model.path}: quantization_config.bits is {bits!r}; SqueezeLLM is read with 3 and 4."
         )
-    method = SqueezeLlmLinear(Stored(ctx.model), int(bits), ctx.rank, ctx.tensor_parallel)
+    method = SqueezeLlmLinear(
+        Stored(ctx.model), int(bits), ctx.rank, ctx.tensor_parallel, ctx.device.type == "cuda"
+    )
     return SqueezeLlmScheme(method, skipper(listed(config, ctx.model.path)))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
@@ -20,10 +21,14 @@ def quantise_int8_kernel(
     STATIC: tl.constexpr,
     SYMMETRIC: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     # One program a token, whose inputs are read twice, the second time from the cache.
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
     if STATIC:
         scale = tl.load(fixed_scale)
         zero = tl.load(fixed_zero)

@@ -6,6 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
+from octavo_quant.scratch import early
 from octavo_quant.w8a8.kernels import quantise_int8_kernel
 
 _BLOCK = 8192
@@ -30,5 +31,6 @@ def quantise(x: Tensor, fixed: tuple[Tensor, Tensor] | None, symmetric: bool) ->
             SYMMETRIC=symmetric,
             BLOCK=block,
             num_warps=max(1, min(16, block // 512)),
+            **early(x.device),
         )
     return codes, scales, zeros

@@ -1,0 +1,1 @@
+"""Checkpoints of bitsandbytes: NF4, FP4 and INT8."""
