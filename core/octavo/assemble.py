@@ -14,7 +14,7 @@ from octavo.config.compose import compose
 from octavo.config.launch import AttentionSection, LaunchConfig, QuantizationSection, SpeculationSection
 from octavo.device import probe_device
 from octavo.errors import ConfigError
-from octavo.loading.profile import read_profile
+from octavo.loading.profile import like, read_profile
 from octavo.plugins.host import PluginHost
 from octavo.plugins.report import PluginLock
 from octavo.records import ArchitectureRecord, Context, DeviceProfile, ModelProfile, OpRecord
@@ -86,8 +86,7 @@ class Resolved:
         its facts are this model's. Raises what :func:`resolve` raises.
         """
         ctx = self.context
-        alike = replace(ctx.model, path=path, format="safetensors", quantization=None)
-        profile = read_profile(path) if described else alike
+        profile = read_profile(path) if described else like(ctx.model, path)
         model = self.config.model.model_copy(
             update={"path": path, "name": None, "loader": loader, "loader_options": {}, "dtype": dtype}
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +159,11 @@ def _profile(found: _Checkpoint, name: str) -> ModelProfile:
         generation=found.generation,
         digest=checkpoint_digest(config, found.files),
     )
+
+
+def like(model: ModelProfile, path: str) -> ModelProfile:
+    """Facts of a folder of safetensors that no config.json describes: those of ``model``."""
+    return replace(model, path=path, format="safetensors", quantization=None)
 
 
 def _looks_tied(entries: Mapping[str, HeaderEntry]) -> bool:
