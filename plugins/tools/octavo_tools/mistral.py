@@ -59,10 +59,7 @@ class MistralCalls:
     def _choose(self, text: str, at: int, pieces: list[Piece]) -> int:
         rest = text[at:].lstrip()
         self._mark += text[at : len(text) - len(rest)]
-        if len(self._mark) > _LONGEST_NAME:
-            self._state = "text"
-            self._show(self._mark, pieces)
-        elif rest.startswith(_MARK):  # the first was no call
+        if len(self._mark) > _LONGEST_NAME or rest.startswith(_MARK):
             self._state = "text"
             self._show(self._mark, pieces)
         elif rest and _MARK.startswith(rest):
