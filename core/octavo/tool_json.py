@@ -202,7 +202,8 @@ class CallsReader:
             try:
                 at = self._reader.feed(text, at, pieces)
             except NotACall:
-                self.broken, self.found = True, self.found or self._reader.name is not None
+                named = self._reader.name is not None
+                self.broken, self.found, self.calls = True, self.found or named, self.calls + named
                 return pieces, start if self._reader.name is None else self._reader.at
             if self._reader.name is not None:
                 self._raw, start, self.found = [], at, True

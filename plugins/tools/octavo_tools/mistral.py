@@ -37,7 +37,7 @@ class MistralCalls:
         """See the contract."""
         rest = self._pending
         if self._state == "mark":
-            rest = self._mark
+            rest = self._mark + rest
         elif self._state == "name":
             rest = self._mark + self._name
         elif self._list is not None:
@@ -59,9 +59,12 @@ class MistralCalls:
     def _choose(self, text: str, at: int, pieces: list[Piece]) -> int:
         rest = text[at:].lstrip()
         self._mark += text[at : len(text) - len(rest)]
-        if len(self._mark) > _LONGEST_NAME:
+        if len(self._mark) > _LONGEST_NAME or rest.startswith(_MARK):
             self._state = "text"
             self._show(self._mark, pieces)
+        elif rest and _MARK.startswith(rest):
+            self._pending = rest
+            return len(text)
         elif rest and rest[0] in "[{":
             self._state, self._list = "list", CallsReader(self._calls)
         elif rest:
