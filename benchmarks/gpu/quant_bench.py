@@ -25,7 +25,14 @@ import triton
 from torch.nn import functional as F
 
 from octavo_quant.grouped import GroupedWeights, unpack_grouped
-from octavo_quant.grouped.launch import Tile, dequantised_product, packed_linear, product, stored_tiles
+from octavo_quant.grouped.launch import (
+    Tile,
+    dequantise_rows,
+    dequantised_product,
+    packed_linear,
+    product,
+    stored_tiles,
+)
 from octavo_quant.grouped.weights import pack_for_kernels
 
 SHAPES = {"qkv": (6144, 4096), "output": (4096, 4096), "gate_up": (28672, 4096), "down": (4096, 14336)}
@@ -186,6 +193,20 @@ def plain_times(rows: int, width: int, tokens: list[int]) -> dict[int, float]:
     return times
 
 
+def bench_dequantise(bench: Bench, shape: str, bits: int, copies: list[GroupedWeights]) -> None:
+    """What it takes to write the whole weight out, apart from any product."""
+    out = torch.empty(SHAPES[shape], dtype=torch.bfloat16, device="cuda")
+
+    def run(copy: int) -> torch.Tensor:
+        dequantise_rows(copies[copy], 0, out)
+        return out
+
+    took = seconds(run, len(copies))
+    nbytes = out.numel() * (bits / 8 + 4 / GROUP + 2)
+    print(f"{shape:8s} {bits}-bit dequantise {took * 1e6:8.1f} us {nbytes / took / 1e9:6.0f} GB/s", flush=True)
+    bench.add(shape, bits, 0, "dequantise alone", {}, took)
+
+
 def bench_shape(bench: Bench, shape: str, bits: list[int], tokens: list[int], sweep: bool) -> None:
     """One layer shape at all numbers of tokens."""
     rows, width = SHAPES[shape]
@@ -195,6 +216,7 @@ def bench_shape(bench: Bench, shape: str, bits: list[int], tokens: list[int], sw
     for each in bits:
         copies = copied(weights_of(rows, width, each))
         whole = unpack_grouped(copies[0])
+        bench_dequantise(bench, shape, each, copies)
         for m in tokens:
             x = torch.randn(m, width, dtype=torch.bfloat16, device="cuda")
             wanted = x.float() @ whole.T

@@ -42,10 +42,12 @@ def compile_product(
     return compile_kernel(product_kernel, label.strip(), dtype, constants, num_warps=tile.warps)
 
 
-def compile_dequantise(bits: int, dtype: str = "bf16") -> dict[str, Any]:
+def compile_dequantise(bits: int, group: int = 128, dtype: str = "bf16", **more: Any) -> dict[str, Any]:
     field = 4 if bits == 3 else bits
-    constants = {"BITS": bits, "FIELD": field, "GROUP": 128, "ZERO": 1, "WIDE": False, "BLOCK_N": 64}
-    return compile_kernel(dequantise_kernel, f"dequantise {bits} bit", dtype, constants, num_warps=4)
+    constants = {"BITS": bits, "FIELD": field, "GROUP": group, "SEGMENT": math.gcd(group, unit_size(field))}
+    constants |= {"ZERO": 1, "WIDE": False, "EVEN": True, "BLOCK_N": 64, "PDL": True, **more}
+    label = f"dequantise {bits} bit g{group} {more or ''}".strip()
+    return compile_kernel(dequantise_kernel, label, dtype, constants, num_warps=8)
 
 
 def main(quick: bool) -> None:
@@ -66,6 +68,8 @@ def main(quick: bool) -> None:
         {"PERMUTED": True, "EVEN": False},
     ):
         print(json.dumps(compile_product(tiles[0], **more)), flush=True)
+    for bits, more in ((2, {}), (8, {}), (4, {"group": 32}), (4, {"EVEN": False}), (4, {"ZERO": 3})):
+        print(json.dumps(compile_dequantise(bits, **more)), flush=True)
     print(json.dumps(compile_product(tiles[0], dtype="fp16")), flush=True)
     print(json.dumps(compile_product(tiles[0], dtype="fp32")), flush=True)
 

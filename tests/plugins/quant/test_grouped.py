@@ -77,6 +77,24 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         pack_grouped(codes, torch.ones(4, 3), None, bits=7, group_size=32, dtype=torch.float32)
 
 
+@pytest.mark.parametrize("tokens", [1, 8, 16, 32, 64])
+@pytest.mark.parametrize(
+    ("outputs", "inputs"),
+    [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (10240, 8192), (8192, 28672), (57344, 8192)],
+)
+def test_stored_tiles_fill_a_hopper_gpu(tokens: int, outputs: int, inputs: int) -> None:
+    pytest.importorskip("triton")
+    from octavo_quant.grouped.launch import splits_for, stored_tiles
+
+    tile = stored_tiles().pick(tokens, outputs, inputs)
+    assert tile is not None
+    assert tile.block_m == max(8, tokens)  # each weight is read once
+    splits, span = splits_for(tile, tokens, outputs, inputs // 128)
+    assert (splits - 1) * span < inputs // 128 <= splits * span
+    assert 0.8 * 132 <= splits * -(-outputs // tile.block_n) <= max(3 * 132, outputs // tile.block_n)
+    assert stored_tiles().pick(2048, outputs, inputs) is None
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_kernels_under_the_interpreter(dtype: str) -> None:
     pytest.importorskip("triton")

@@ -51,15 +51,20 @@ _MAGIC = tl.constexpr(8388608.0)  # 2 ** 23: the mantissa's low bits count ones
 
 
 @triton.jit
-def _prefetch(words_ptr, first, units, outputs, row, BLOCK_N: tl.constexpr, COUNT: tl.constexpr):
-    """Ask for the first ``COUNT`` tiles of words, 128 bytes (two rows) a request; nothing waits for them."""
-    rows = row + tl.arange(0, BLOCK_N // 2) * 2
-    for ahead in tl.static_range(COUNT):
-        unit = tl.minimum(first + ahead, units - 1)
-        at = words_ptr + (unit * outputs + tl.minimum(rows, outputs - 1)) * 16
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1
-        )
+def _prefetch(words_ptr, first, units, outputs, row, BLOCK_N: tl.constexpr):
+    """Ask for the first four tiles of words, 128 bytes (two rows) a request; nothing waits for them. All four at
+    once make a request for each thread: of fewer each warp would make all."""
+    index = tl.arange(0, 2 * BLOCK_N)
+    rows = tl.minimum(row + index % (BLOCK_N // 2) * 2, outputs - 1)
+    unit = tl.minimum(first + index // (BLOCK_N // 2), units - 1)
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;",
+        "=r,l",
+        [words_ptr + (unit * outputs + rows) * 16],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @triton.jit
@@ -228,7 +233,7 @@ def product_kernel(
     else:
         acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     if PDL:
-        _prefetch(words_ptr, first, units, outputs, tile_n * BLOCK_N, BLOCK_N, STAGES)
+        _prefetch(words_ptr, first, units, outputs, tile_n * BLOCK_N, BLOCK_N)
         gdc_wait()
         gdc_launch_dependents()
     for unit in tl.range(first, tl.minimum(first + span, units), num_stages=STAGES):
@@ -299,36 +304,50 @@ def dequantise_kernel(
     BITS: tl.constexpr,
     FIELD: tl.constexpr,
     GROUP: tl.constexpr,
+    SEGMENT: tl.constexpr,
     ZERO: tl.constexpr,
     WIDE: tl.constexpr,
+    EVEN: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    """Rows ``first`` to ``first + rows`` of the weight into ``out`` [rows, width]; one unit a program."""
-    UNIT: tl.constexpr = 16 * (32 // FIELD)
+    """Rows ``first`` to ``first + rows`` of the weight into ``out`` [rows, width]; one unit a program.
+
+    Memory is all that this costs, so a row of a unit is stored in one piece of whole cache lines, words that
+    nobody reads again leave the L2 cache to what is written, and each scale is loaded once: ``SEGMENT`` channels of
+    a unit share one.
+    """
+    FIELDS: tl.constexpr = 32 // FIELD
+    UNIT: tl.constexpr = 16 * FIELDS
+    SEGMENTS: tl.constexpr = UNIT // SEGMENT
     unit = tl.program_id(0)
     row = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     valid = row < rows
-    inner = tl.arange(0, 16)
     column = (first + row).to(tl.int64)
-    words = tl.load(
-        words_ptr + (unit.to(tl.int64) * outputs + column)[:, None] * 16 + inner[None, :],
-        mask=valid[:, None],
-        other=0,
-    )
-    for field in tl.static_range(32 // FIELD):
-        channel = unit * UNIT + field * 16
-        if channel < width:
-            if ZERO == 3:
-                place = _code(words, field, FIELD) + column[:, None] * (1 << BITS)
-                value = tl.load(table_ptr + place, mask=valid[:, None], other=0.0)
-            else:
-                meta = tl.load(meta_ptr + (channel // GROUP) * outputs + column, mask=valid, other=0)
-                value = (_field(words, field, FIELD) - _MAGIC) - _zero_of(meta, BITS, ZERO)[:, None]
-                value = value * _scale_of(meta, WIDE)[:, None]
-            channels = channel + inner
-            at = out_ptr + row.to(tl.int64)[:, None] * width + channels[None, :]
-            inside = valid[:, None] & (channels < width)[None, :]
-            tl.store(at, value.to(out_ptr.dtype.element_ty), mask=inside)
+    if PDL:
+        gdc_wait()
+    at = (unit.to(tl.int64) * outputs + column)[:, None] * 16 + tl.arange(0, 16)[None, :]
+    words = tl.load(words_ptr + at, mask=valid[:, None], other=0, eviction_policy="evict_first")
+    shifts = tl.arange(0, FIELDS) * FIELD
+    code = (words[:, None, :] >> shifts[None, :, None]) & ((1 << FIELD) - 1)
+    if ZERO == 3:
+        place = tl.reshape(code, (BLOCK_N, UNIT)) + column[:, None] * (1 << BITS)
+        value = tl.load(table_ptr + place, mask=valid[:, None], other=0.0)
+    else:
+        group = (unit * UNIT + tl.arange(0, SEGMENTS) * SEGMENT) // GROUP
+        if not EVEN:
+            group = tl.minimum(group, width // GROUP - 1)
+        meta = tl.load(meta_ptr + group[None, :] * outputs + column[:, None], mask=valid[:, None], other=0)
+        scale, zero = _scale_of(meta, WIDE)[:, :, None], _zero_of(meta, BITS, ZERO)[:, :, None]
+        code = tl.reshape(code, (BLOCK_N, SEGMENTS, SEGMENT))
+        value = ((code | 0x4B000000).to(tl.float32, bitcast=True) - _MAGIC - zero) * scale
+        value = tl.reshape(value, (BLOCK_N, UNIT))
+    channels = unit * UNIT + tl.arange(0, UNIT)
+    inside = valid[:, None]
+    if not EVEN:
+        inside = inside & (channels < width)[None, :]
+    out_at = out_ptr + row.to(tl.int64)[:, None] * width + channels[None, :]
+    tl.store(out_at, value.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -16,7 +16,7 @@ from octavo_quant.grouped.kernels import add_sparse_kernel, dequantise_kernel, p
 from octavo_quant.grouped.packing import unit_size
 from octavo_quant.grouped.weights import REAL_ZERO, GroupedWeights
 
-_DEQUANTISE_ROWS = 64
+_DEQUANTISE_ROWS, _DEQUANTISE_WARPS = 64, 8  # 32 registers a thread: as many threads as a multiprocessor holds
 _FEWEST_UNITS = 2
 COUNTERS = 1 << 16
 """Tiles of a product whose channels are split; of larger ones they are not."""
@@ -190,6 +190,8 @@ def dequantise_rows(weights: GroupedWeights, first: int, out: Tensor) -> None:
     """Rows from ``first`` on of the weight, in the packed order of columns, into ``out`` [rows, in]."""
     assert weights.words is not None
     units, outputs = weights.words.shape[:2]
+    unit = unit_size(weights.field)
+    early = out.is_cuda and can_launch_early(out.device)
     dequantise_kernel[(units, triton.cdiv(out.shape[0], _DEQUANTISE_ROWS))](
         weights.words,
         weights.words if weights.meta is None else weights.meta,
@@ -202,10 +204,14 @@ def dequantise_rows(weights: GroupedWeights, first: int, out: Tensor) -> None:
         BITS=weights.bits,
         FIELD=weights.field,
         GROUP=weights.group_size,
+        SEGMENT=math.gcd(weights.group_size, unit),
         ZERO=weights.zero,
         WIDE=weights.wide_scale,
+        EVEN=weights.in_features % unit == 0,
         BLOCK_N=_DEQUANTISE_ROWS,
-        num_warps=4,
+        PDL=early,
+        num_warps=_DEQUANTISE_WARPS,
+        **({"launch_pdl": True} if early else {}),
     )
 
 
