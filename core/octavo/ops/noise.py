@@ -70,10 +70,11 @@ def log_exponential(bits: torch.Tensor) -> torch.Tensor:
 
 def draw(
     logits: torch.Tensor, temperature: torch.Tensor | None, words: torch.Tensor, keys: torch.Tensor
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens int64 [n], each drawn from softmax of its row of ``logits`` float32 [n, vocab] over ``temperature``.
 
-    ``temperature`` float32 [n, 1]; ``None`` where the logits are scaled already.
+    ``temperature`` float32 [n, 1]; ``None`` where the logits are scaled already. Also the scores float32 [n] that
+    the tokens won with: not finite where a row held NaN or +inf, or nothing but -inf.
     """
     budget = _CHUNK_CPU if logits.device.type == "cpu" else _CHUNK_GPU
     size = max(1, budget // logits.shape[1])
@@ -81,15 +82,17 @@ def draw(
     winners = [
         _race(logits[part], None if temperature is None else temperature[part], words, keys[part]) for part in parts
     ]
-    return winners[0] if len(winners) == 1 else torch.cat(winners)
+    tokens, scores = zip(*winners, strict=True)
+    return (tokens[0], scores[0]) if len(winners) == 1 else (torch.cat(tokens), torch.cat(scores))
 
 
 def _race(
     logits: torch.Tensor, temperature: torch.Tensor | None, words: torch.Tensor, keys: torch.Tensor
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     noise = log_exponential(random_bits(words, keys))
     scaled = logits if temperature is None else logits / temperature
-    return torch.sub(scaled, noise, out=noise).argmax(dim=1)
+    scores, tokens = torch.sub(scaled, noise, out=noise).max(dim=1)
+    return tokens, scores
 
 
 def mixed_seeds(seeds: UIntArray) -> IntArray:

@@ -23,7 +23,11 @@ class Noise:
     """Each row's temperature and seed on the device, for tokens at positions that the host does not know."""
 
     def __init__(
-        self, max_rows: int, vocab_size: int, device: torch.device, race: Callable[..., Tensor] = draw
+        self,
+        max_rows: int,
+        vocab_size: int,
+        device: torch.device,
+        race: Callable[..., tuple[Tensor, Tensor]] = draw,
     ) -> None:
         self._device, self._race = device, race
         self._drawn = np.zeros(max_rows + 1, np.bool_)
@@ -52,7 +56,7 @@ class Noise:
         """Tokens int64 [n], with the noise that the sampler has for the same rows and positions."""
         temperatures = self._temperatures[rows]
         keys = row_keys_on_device(self._seeds[rows], positions)
-        drawn = self._race(logits.float(), temperatures, self._words, keys)
+        drawn, _ = self._race(logits.float(), temperatures, self._words, keys)
         return torch.where(temperatures.squeeze(1) > _GREEDY, drawn, logits.argmax(dim=1))
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _MOST_THREADS: Final = 16
-_DECODES: Final = (1, 4, 24, 100)  # batch sizes of which each may take other kernels, and the largest
+_DECODES: Final = (1, 4, 24, 40, 100)  # batch sizes of which each may take other kernels, and the largest
 _PROMPTS: Final = (48, 5000)
 _META: Final = torch.device("meta")
 

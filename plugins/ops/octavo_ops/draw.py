@@ -59,6 +59,7 @@ def _race_kernel(
     temperature = tl.load(temperature_ptr + row) if SCALE else 1.0
     best = tl.full((BLOCK,), float("-inf"), tl.float32)
     token = tl.zeros((BLOCK,), tl.int32)
+    spoilt = tl.zeros((BLOCK,), tl.int32)
     for tile in range(TILES):
         column = (part * TILES + tile) * BLOCK + lane
         inside = column < vocab
@@ -71,20 +72,21 @@ def _race_kernel(
             scaled = tl.div_rn(scaled, temperature)  # rounded as torch divides: neighbours never change a draw
         value = scaled - _log_exponential(bits)
         better = value > best
+        spoilt |= (value != value).to(tl.int32)
         best = tl.where(better, value, best)
         token = tl.where(better, column, token)
     winner = tl.max(best, axis=0)
     # Of equals the lowest id, as the reference takes the first.
     chosen = tl.min(tl.where(best == winner, token, vocab - 1), axis=0)
     at = row * tl.num_programs(1) + part
-    tl.store(best_ptr + at, winner)
+    tl.store(best_ptr + at, tl.where(tl.max(spoilt, axis=0) > 0, float("nan"), winner))
     tl.store(token_ptr + at, chosen.to(tl.int64))
 
 
 def draw(
     logits: torch.Tensor, temperature: torch.Tensor | None, words: torch.Tensor, keys: torch.Tensor
-) -> torch.Tensor:
-    """Tokens int64 [n] from ``logits`` float32 [n, vocab], contiguous."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens int64 [n] from ``logits`` float32 [n, vocab], contiguous, and their scores float32 [n]."""
     rows, vocab = logits.shape
     parts = triton.cdiv(vocab, _BLOCK * _TILES)
     best = torch.empty((rows, parts), dtype=torch.float32, device=logits.device)
@@ -104,4 +106,5 @@ def draw(
         TILES=_TILES,
         num_warps=4,
     )
-    return token.gather(1, best.max(dim=1, keepdim=True).indices).squeeze(1)
+    scores, parts_of = best.max(dim=1, keepdim=True)
+    return token.gather(1, parts_of).squeeze(1), scores.squeeze(1)

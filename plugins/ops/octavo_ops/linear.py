@@ -191,7 +191,7 @@ class Linear:
         tiles: Tiles,
     ) -> None:
         (rows, width), outputs = x.shape, weight.shape[0]
-        count, block_m = triton.cdiv(outputs, tiles.block_n), 16 if rows <= 16 else MOST_ROWS
+        count, block_m = triton.cdiv(outputs, tiles.block_n), max(16, triton.next_power_of_2(rows))
         partial = self._kept(self.partials, count * tiles.split * tiles.block_n * block_m, torch.float32, x.device)
         launch(
             _skinny_kernel,

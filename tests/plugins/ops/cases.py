@@ -70,9 +70,15 @@ def check_draw(device: str) -> bool:
     keys = torch.from_numpy(noise.row_keys(seeds, positions)).to(device)
     good = True
     for temperature in (None, torch.rand(rows, 1, device=device) + 0.3):
-        found, expected = draw(scaled, temperature, words, keys), noise.draw(scaled, temperature, words, keys)
+        found, scores = draw(scaled, temperature, words, keys)
+        expected, _ = noise.draw(scaled, temperature, words, keys)
         print("draw:", int((found == expected).sum()), "of", rows)
-        good &= torch.equal(found, expected)
+        good &= torch.equal(found, expected) and bool(scores.isfinite().all())
+    for row, spoilt in enumerate((float("nan"), float("inf"), float("-inf"))):
+        scaled[row, 5000 if row < 2 else slice(None)] = spoilt
+    tokens, scores = draw(scaled, None, words, keys)
+    good &= scores.isfinite().tolist() == [False] * 3 + [True] * (rows - 3)
+    good &= bool(((tokens >= 0) & (tokens < vocab)).all())
     return good
 
 

@@ -60,7 +60,7 @@ class Sampler:
         max_rows: int,
         device: torch.device,
         processors: Sequence[LogitsProcessor] = (),
-        draw: Callable[..., torch.Tensor] = draw,
+        draw: Callable[..., tuple[torch.Tensor, torch.Tensor]] = draw,
         mask_logits: Callable[..., None] = mask_logits,
     ) -> None:
         self._vocab_size = vocab_size
@@ -136,16 +136,20 @@ class Sampler:
         """
         with torch.inference_mode():
             layout = self._layout_of(rows) if drafts is None else Layout(rows, self._device, drafts)
-            highest, tokens = logits.max(dim=1)  # NaN counts as highest
-            finite = highest.isfinite()
+            drawn = layout.once(self, lambda: layout.subset(self._temperature[layout.rows] > 0))
+            if drawn is None or not drawn.whole:
+                highest, tokens = logits.max(dim=1)  # NaN counts as highest
+                finite = highest.isfinite()
             asked = self._logprobs.before(logits, layout)
             changes = [feature.apply(logits, layout, positions) for feature in self._modifiers]
-            drawn = layout.once(self, lambda: layout.subset(self._temperature[layout.rows] > 0))
             if any(changes) and (drawn is None or not drawn.whole):
                 tokens = logits.argmax(dim=1)
             if drawn is not None:
-                chosen = self._draw(drawn.take(logits), layout, drawn, positions)
-                tokens = chosen if drawn.whole else tokens.index_copy(0, drawn.device_index, chosen)
+                chosen, scores = self._draw(drawn.take(logits), layout, drawn, positions)
+                if drawn.whole:
+                    tokens, finite = chosen, scores.isfinite()
+                else:
+                    tokens = tokens.index_copy(0, drawn.device_index, chosen)
             kept = None if drafts is None else drafts.kept(tokens)
             if any(changes):
                 possible = logits.gather(1, tokens.unsqueeze(1)).squeeze(1) > -torch.inf
@@ -181,8 +185,11 @@ class Sampler:
             self._layout = Layout(rows.copy(), self._device)
         return self._layout
 
-    def _draw(self, logits: torch.Tensor, layout: Layout, drawn: Subset, positions: IntArray) -> torch.Tensor:
-        """Tokens int64 [m] for the rows that are not greedy; their ``logits`` [m, vocab] are overwritten."""
+    def _draw(
+        self, logits: torch.Tensor, layout: Layout, drawn: Subset, positions: IntArray
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens int64 [m] and their scores for the rows that are not greedy; their ``logits`` [m, vocab] are
+        overwritten."""
         inner, temperature = layout.once("drawn", lambda: self._inner(drawn))
         keys = upload(row_keys(self._seeds[drawn.rows], positions[drawn.index]), self._device)
         if not any(truncation.wanted(inner) for truncation in self._truncations):

@@ -113,7 +113,7 @@ def test_rare_tokens_keep_their_share() -> None:
     rare = 0
     for round_ in range(rounds):
         keys = keys_of([7] * rows, list(range(round_ * rows, round_ * rows + rows)))
-        rare += int((draw(logits, None, words, keys) != 0).sum())
+        rare += int((draw(logits, None, words, keys)[0] != 0).sum())
     expected = rows * rounds * 0.02
     assert abs(rare - expected) < 5 * np.sqrt(expected)
 
@@ -123,8 +123,8 @@ def test_draw_does_not_depend_on_chunks() -> None:
     logits = torch.randn(40, 30_001, generator=torch.Generator().manual_seed(0))
     words = torch.from_numpy(token_words(30_001))
     keys = keys_of(list(range(40)), [9] * 40)
-    one_by_one = torch.cat([draw(logits[i : i + 1], None, words, keys[i : i + 1]) for i in range(40)])
-    assert torch.equal(draw(logits, None, words, keys), one_by_one)
+    one_by_one = torch.cat([draw(logits[i : i + 1], None, words, keys[i : i + 1])[0] for i in range(40)])
+    assert torch.equal(draw(logits, None, words, keys)[0], one_by_one)
     noise = log_exponential(random_bits(words, keys))
     assert all(
         torch.equal(noise[i : i + 1], log_exponential(random_bits(words, keys[i : i + 1]))) for i in range(40)
