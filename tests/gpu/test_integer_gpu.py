@@ -31,9 +31,8 @@ def _writers() -> Any:
 
 
 def answers(path: Path, dtype: str = "float32", **sections: Any) -> tuple[list[list[int]], str]:
-    with LLM(
-        str(path), model={"dtype": dtype, "device": "cuda"}, scheduler={"max_sequences": 8}, **sections
-    ) as llm:
+    model = {"path": str(path), "dtype": dtype, "device": "cuda"}
+    with LLM(model=model, scheduler={"max_sequences": 8}, **sections) as llm:
         slot = next(slot for slot in llm.explain().slots if slot.slot == "quantization")
         return [list(out.outputs[0].token_ids) for out in llm.generate(PROMPTS, GREEDY)], slot.chosen
 

@@ -36,7 +36,7 @@ class Tile:
     warps: int
     stages: int
     swap: bool
-    early: bool = True
+    early: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
