@@ -107,7 +107,7 @@ def tiles_for(tokens: int) -> Iterator[Tile]:
                 )
                 yield tile
                 if tokens == 1 and stages == 3:
-                    yield replace(tile, early=False)
+                    yield replace(tile, early=not tile.early)
 
 
 def compile_tile(job: tuple[Tile, int]) -> str:
