@@ -51,7 +51,7 @@ def make(depth=0, blocks=60, proposer=None, backend=None, max_queue=50, **limits
     built = Built(backend or NamedGrammars(), VOCABULARY)
     return EngineCore(
         scheduler=scheduler, executor=executor, ready=Ready(context, 0, LENGTH, max_queue, []),
-        root=lambda digest, salt: b"root" + (salt or "").encode(), overlap=proposer is None,
+        root=lambda digest, salt: b"root" + (salt or "").encode(),
         structured=StructuredEngine(Grammars(lambda: built, StructuredLimits(**limits))),
     )  # fmt: skip
 
