@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -95,8 +95,11 @@ class AdapterReader:
                 at, index = self._places[item[0]]
                 return _read_module(file, item[1], self._sites[at], index, settings.scale_of(item[0]), weights)
 
-        for name, read in zip(names, self._threads.map(module, names.items()), strict=True):
+        reads = [self._threads.submit(module, item) for item in names.items()]
+        wait(reads)  # also where one fails: the file is closed next, and nobody may be reading it then
+        for name, done in zip(names, reads, strict=True):
             at, index = self._places[name]
+            read = done.result()
             digest.update(read.digest)
             if read.whole is not None:
                 whole[at] = read.whole
