@@ -15,16 +15,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-import msgspec
-
 from octavo.contracts.api import POOLINGS, EngineStats
-from octavo.contracts.executor import Executor, PendingStep, RowLogprobs
+from octavo.contracts.executor import Executor, PendingStep
 from octavo.contracts.sampling import LogitsProcessor
 from octavo.engine.adapters import Adapters
 from octavo.engine.constraints import Ending
 from octavo.engine.failures import describe
 from octavo.engine.messages import (
-    SEED_MASK,
     Abort,
     AdapterReply,
     Beat,
@@ -39,13 +36,12 @@ from octavo.engine.messages import (
     Stop,
     Submit,
     ToEngine,
-    TokenScore,
     UnloadAdapter,
 )
 from octavo.engine.structured import NoStructuredOutputs
+from octavo.engine.submissions import refusal_of, request_of, score_of, uses
 from octavo.errors import EngineDeadError, NotFoundError, RequestError
 from octavo.params import SamplingParams
-from octavo.scheduling.request import Request
 from octavo.scheduling.scheduler import Scheduler
 from octavo.scheduling.step import Progress, Scheduled
 
@@ -265,9 +261,9 @@ class EngineCore:
         request = progress.request
         output = Output(request.id, progress.token_ids, drafted=progress.drafted, accepted=progress.accepted)
         if progress.logprobs is not None:
-            output.scores = [_score(entry) for entry in progress.logprobs]
+            output.scores = [score_of(entry) for entry in progress.logprobs]
         if progress.prompt_logprobs is not None:
-            output.prompt_scores = [_score(entry) for entry in progress.prompt_logprobs]
+            output.prompt_scores = [score_of(entry) for entry in progress.prompt_logprobs]
         if progress.first:
             output.cached_tokens = request.cached_tokens
             output.scheduled_at = self._scheduled_at.pop(request.id, None)
@@ -300,9 +296,9 @@ class EngineCore:
                 return
             key, digest = self._adapter(submit.adapter)
             root = self._root(digest, submit.cache_salt)
-            speculates = not any(_uses(processor, submit) for processor in self._unsafe)
+            speculates = not any(uses(processor, submit) for processor in self._unsafe)
             for index in range(submit.params.n):
-                request = _request(submit, index, root, key, speculates)
+                request = request_of(submit, index, root, key, speculates)
                 request.constraint = hold()
                 self._scheduler.add(request)
                 added.append(request.id)
@@ -312,7 +308,7 @@ class EngineCore:
             self._reject(submit, error)
 
     def _reject(self, submit: Submit, error: Exception) -> None:
-        self._outbox.append(Rejected(submit.id, describe(_refusal(error))))
+        self._outbox.append(Rejected(submit.id, describe(refusal_of(error))))
 
     def _adapter(self, name: str | None) -> tuple[int, str | None]:
         """Key and digest of the adapter that a request names."""
@@ -345,59 +341,3 @@ def serve(core: EngineCore, channel: Channel) -> None:
                 channel.send(messages)
     finally:
         core.stop()
-
-
-def _uses(processor: LogitsProcessor, submit: Submit) -> bool:
-    """Whether the request uses it, asked of an instance that samples nothing. One that fails here fails there."""
-    try:
-        return bool(processor.admit(0, submit.params, submit.prompt_ids, []))
-    except Exception:
-        return True
-    finally:
-        processor.release(0)
-
-
-def _request(submit: Submit, index: int, root: bytes, adapter_key: int, speculates: bool) -> Request:
-    params = submit.params
-    if index and params.prompt_logprobs is not None:  # the answers share their prompt: one of them scores it
-        params = msgspec.structs.replace(params, prompt_logprobs=None)
-    return Request(
-        id=submit.id + index,
-        prompt_ids=submit.prompt_ids,
-        params=params,
-        max_tokens=submit.max_tokens,
-        root=root,
-        priority=submit.priority,
-        arrival=submit.arrival,
-        adapter=submit.adapter,
-        adapter_key=adapter_key,
-        stop_ids=frozenset(submit.stop_ids),
-        eos_ids=frozenset(submit.eos_ids),
-        seed=(submit.seed + index) & SEED_MASK,
-        bad_word_ids=submit.bad_word_ids,
-        speculates=speculates and not submit.pooling,
-        pooling=submit.pooling,
-    )
-
-
-def _refusal(error: Exception) -> RequestError:
-    """What the client is told. An error that is not about the request is Octavo's or a plugin's: 500."""
-    if isinstance(error, RequestError):
-        return error
-    _log.error("a request could not be admitted", exc_info=error)
-    refusal = RequestError(
-        f"the engine could not take this request: {type(error).__name__}: {error}", code="internal_error"
-    )
-    refusal.status = 500
-    return refusal
-
-
-def _score(entry: RowLogprobs) -> TokenScore:
-    """As plain numbers: an executor may well hand out numpy's."""
-    return TokenScore(
-        int(entry.token),
-        float(entry.logprob),
-        int(entry.rank),
-        [int(token) for token in entry.top_ids],
-        [float(logprob) for logprob in entry.top_logprobs],
-    )

@@ -22,6 +22,7 @@ from octavo.contracts.attention import AttentionBackend, StepBatch
 from octavo.contracts.executor import GUESSED, StepPlan
 from octavo.contracts.model import CausalLM
 from octavo.run.adapters import NoAdapters
+from octavo.run.capture import run_aside
 from octavo.run.rows import Rows
 from octavo.run.step import Samples, StepInputs
 from octavo.run.taps import forward_tapped
@@ -94,6 +95,7 @@ class DecodeGraphs:
         self._rows, self._block_size, self._device = rows, block_size, device
         self._adapters = NoAdapters() if adapters is None else adapters
         self._tap_layers = tap_layers
+        self._counting = torch.arange(rows.max_rows, device=device)
         self._captured: dict[tuple[int, int, bool], _Captured] = {}
         pool = torch.cuda.graph_pool_handle()
         sizes = graph_sizes(rows.max_rows)
@@ -121,7 +123,7 @@ class DecodeGraphs:
         captured.inputs.copy_(torch.from_numpy(host).pin_memory(), non_blocking=True)
         captured.graph.replay()
         done = captured.computed
-        step = inputs_of(plan, self._rows, shape[1], done.token_ids, done.batch, captured.inputs[0])
+        step = inputs_of(plan, self._rows, shape[1], done.token_ids, done.batch, captured.inputs[0], self._counting)
         count = len(step.samples.index)
         full = count == len(plan.rows) * shape[1]
         logits = done.logits[:count] if full else done.logits.index_select(0, step.sampled_tokens)
@@ -134,12 +136,7 @@ class DecodeGraphs:
     def _capture(self, size: int, queries: int, adapted: bool, pool: Any) -> _Captured:
         inputs = torch.full((2 + queries, size), _NOBODY, dtype=torch.int64, device=self._device)
         inputs[0], inputs[1] = self._rows.max_rows, -1
-        # Once outside: kernels are compiled and libraries make their workspaces, neither of which may be captured.
-        side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(side):
-            self._step(inputs, adapted)
-        torch.cuda.current_stream(self._device).wait_stream(side)
+        run_aside(self._device, lambda: self._step(inputs, adapted))
         graph = torch.cuda.CUDAGraph()
         shared = self._captured.get((size, queries, not adapted))
         with torch.cuda.graph(graph, pool=pool):
@@ -172,14 +169,21 @@ def step_inputs(plan: StepPlan, rows: Rows, size: int, queries: int) -> np.ndarr
 
 
 def inputs_of(
-    plan: StepPlan, rows: Rows, queries: int, token_ids: Tensor, batch: StepBatch, device_rows: Tensor
+    plan: StepPlan,
+    rows: Rows,
+    queries: int,
+    token_ids: Tensor,
+    batch: StepBatch,
+    device_rows: Tensor,
+    counting: Tensor,
 ) -> StepInputs:
-    """A captured step's inputs as those of any other step. ``device_rows`` int64 [size]."""
+    """A captured step's inputs as those of any other step. ``device_rows`` int64 [size]; ``counting`` int64: 0, 1,
+    2 … for all rows."""
     count, device = len(plan.rows), token_ids.device
     numbers, first = np.asarray(plan.rows, np.int64), np.asarray(plan.positions, np.int64)
     if queries == 1:
         samples = Samples(np.arange(count), numbers, device_rows[:count], first + 1)
-        return StepInputs(token_ids, batch, samples, torch.arange(count, device=device))
+        return StepInputs(token_ids, batch, samples, counting[:count])
     counts = np.asarray(plan.counts, np.int64)
     drafts = Drafts.of(plan, np.arange(count), rows, device)
     index = np.repeat(np.arange(count), counts)

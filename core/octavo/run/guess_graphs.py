@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo.contracts.proposer import DeviceProposer
+from octavo.run.capture import run_aside
 from octavo.run.graphs import LENGTHS, graph_sizes
 from octavo.run.guess_ends import GuessEnds, Place
 
@@ -50,11 +51,7 @@ class GuessGraphs:
 
     def _capture(self, size: int, count: int, pool: Any) -> _Captured:
         ends = _blank(self._place, size, self._proposer.carried_like, self._device)
-        side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(side):
-            self._proposer.propose(ends, count)
-        torch.cuda.current_stream(self._device).wait_stream(side)
+        run_aside(self._device, lambda: self._proposer.propose(ends, count))
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
             guesses = self._proposer.propose(ends, count)

@@ -17,6 +17,7 @@ from torch import Tensor
 from octavo.contracts.attention import AttentionBackend, StepBatch
 from octavo.contracts.executor import StepPlan
 from octavo.contracts.model import CausalLM
+from octavo.run.capture import run_aside
 from octavo.run.rows import Rows
 from octavo.run.step import Samples, StepInputs
 
@@ -81,11 +82,7 @@ class PromptGraphs:
         # What attention plans on the host is made here, once; the tensors that it looks at are filled in the graph.
         batch = gather_prompt(inputs, self._rows, self._block_size)
         plan = self._attention.plan(batch)
-        side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(side):
-            self._forward(inputs, batch, plan)
-        torch.cuda.current_stream(self._device).wait_stream(side)
+        run_aside(self._device, lambda: self._forward(inputs, batch, plan))
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
             _fill(batch, gather_prompt(inputs, self._rows, self._block_size))

@@ -8,6 +8,7 @@ import torch
 import triton
 
 from octavo.contracts.attention import AttentionSpec, StepBatch
+from octavo.early import can_launch_early
 from octavo.records import Context
 from octavo_attention.launch import Scratch, decode, decode_config, prefill, prefill_config, split, write
 from octavo_attention.options import TritonOptions
@@ -107,5 +108,5 @@ def build(ctx: Context, options: TritonOptions) -> TritonAttention:
         device=device,
         processors=torch.cuda.get_device_properties(device).multi_processor_count if on_gpu else ctx.device.cores,
         hopper=hopper and options.prefill != "portable",
-        early=ctx.device.capability is not None and ctx.device.capability >= (9, 0),
+        early=can_launch_early(ctx.device.capability),
     )

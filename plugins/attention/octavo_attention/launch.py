@@ -10,6 +10,7 @@ import triton
 
 from octavo.ahead import launch
 from octavo.contracts.attention import AttentionSpec
+from octavo.early import early_options
 from octavo_attention.kernels.decode import decode_kernel, split_kernel
 from octavo_attention.kernels.kv_write import kv_write_kernel
 from octavo_attention.kernels.prefill import prefill_kernel
@@ -135,15 +136,9 @@ def write(
         DIM=triton.next_power_of_2(head_dim),
         CLEAN=clean,
         SCALED=cache.element_size() == 1,
-        PDL=early,
         num_warps=4,
-        **launch_options(early),
+        **early_options(early),
     )
-
-
-def launch_options(early: bool) -> dict[str, Any]:
-    """Compiler options of an early launch ("programmatic dependent launch" in CUDA); the interpreter has none."""
-    return {"launch_pdl": True} if early else {}
 
 
 def split(plan: AttentionPlan, spec: AttentionSpec, config: DecodeConfig) -> torch.Tensor:
@@ -217,11 +212,10 @@ def decode(
         DIM=dim,
         USED=used,
         PRECISION="ieee",
-        PDL=early,
         num_warps=config.warps,
         num_stages=config.stages,
         maxnreg=config.registers,
-        **launch_options(early),
+        **early_options(early),
     )
 
 

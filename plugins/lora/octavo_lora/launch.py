@@ -8,6 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from octavo.early import early_options
 from octavo_lora.kernels import expand_kernel, shrink_kernel
 from octavo_lora.slots import SiteSlots
 from octavo_lora.tiles import Tiles
@@ -52,7 +53,7 @@ class SiteLaunch:
 
     def __init__(self, store: SiteSlots, early: bool = False) -> None:
         self._store = store
-        self._early: dict[str, Any] = {"PDL": True, "launch_pdl": True} if early else {"PDL": False}
+        self._early: dict[str, Any] = early_options(early)
         self._inputs = store.down.shape[3]
         self._lows = len(store.site.parts) * store.down.shape[2]
         ends = [end for part in store.site.parts for end in (part.offset, part.offset + part.width)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from octavo.early import can_launch_early
 from octavo.hookspecs import hookimpl
 from octavo.records import Context, LoraRecord
 from octavo_lora.options import LoraOptions
@@ -24,7 +25,7 @@ def _build_torch(ctx: Context, options: LoraOptions) -> LoraBackend:
 def _build_triton(ctx: Context, options: LoraOptions) -> LoraBackend:
     from octavo_lora.triton_backend import TritonLora
 
-    early = ctx.device.capability is not None and ctx.device.capability >= (9, 0)
+    early = can_launch_early(ctx.device.capability)
     return TritonLora(options.max_loaded, options.max_rank, options.extra_bytes, early)
 
 

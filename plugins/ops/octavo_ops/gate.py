@@ -9,7 +9,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from octavo.ahead import launch
-from octavo_ops.early import launch_options
+from octavo.early import early_options
 
 _BLOCK = 1024
 
@@ -37,6 +37,5 @@ def silu_mul(gate_up: torch.Tensor, *, early: bool = False) -> torch.Tensor:
     out = torch.empty((rows, width), dtype=gate_up.dtype, device=gate_up.device)
     if rows:
         grid = rows, triton.cdiv(width, _BLOCK)
-        options = launch_options(early)
-        launch(_silu_mul_kernel, grid, gate_up, out, width, BLOCK=_BLOCK, PDL=early, num_warps=4, **options)
+        launch(_silu_mul_kernel, grid, gate_up, out, width, BLOCK=_BLOCK, num_warps=4, **early_options(early))
     return out

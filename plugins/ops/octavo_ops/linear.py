@@ -1,7 +1,7 @@
 """Products of a few tokens with a large matrix: bound by reading the matrix, and by the pauses between kernels.
 
-Both kernels begin to fetch weights before the kernel ahead has ended ("programmatic dependent launch", from Hopper
-on), so that the memory never rests between layers. Larger batches go to cuBLAS.
+Both kernels start early (see :mod:`octavo.early`), and the one for a single token fetches its first weights before
+the kernel ahead has ended, so that the memory hardly rests between layers. Larger batches go to cuBLAS.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from octavo.ahead import launch
-from octavo_ops.early import launch_options
+from octavo.early import early_options
 
 MOST_ROWS = 64
 """Up to here reading the weights takes longer than multiplying."""
@@ -177,9 +177,8 @@ class Linear:
             BIAS=bias is not None,
             BLOCK_N=2,
             BLOCK_K=vector_step(width),
-            PDL=self.early,
             num_warps=4,
-            **launch_options(self.early),
+            **early_options(self.early),
         )
 
     def _skinny(
@@ -211,10 +210,9 @@ class Linear:
             BLOCK_M=block_m,
             BLOCK_N=tiles.block_n,
             BLOCK_K=tiles.block_k,
-            PDL=self.early,
             num_warps=4,
             num_stages=_STAGES,
-            **launch_options(self.early),
+            **early_options(self.early),
         )
 
     @staticmethod

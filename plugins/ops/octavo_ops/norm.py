@@ -9,7 +9,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from octavo.ahead import launch
-from octavo_ops.early import launch_options
+from octavo.early import early_options
 
 
 @triton.jit
@@ -75,8 +75,7 @@ def _launch(
             eps,
             ADD=residual is not None,
             BLOCK=block,
-            PDL=early,
             num_warps=min(max(block // 512, 1), 16),
-            **launch_options(early),
+            **early_options(early),
         )
     return out

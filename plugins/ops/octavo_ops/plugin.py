@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any
 
 from octavo.config.schema import NoOptions
+from octavo.early import can_launch_early
 from octavo.hookspecs import hookimpl
 from octavo.records import Context, OpRecord
-from octavo_ops.early import can_launch_early
 
 OCTAVO_API = (1, 0)
 
@@ -26,31 +26,31 @@ def _supports(ctx: Context) -> str | None:
 def _rms_norm(ctx: Context, options: NoOptions) -> Callable[..., Any]:
     from octavo_ops.norm import rms_norm
 
-    return partial(rms_norm, early=can_launch_early(ctx))
+    return partial(rms_norm, early=can_launch_early(ctx.device.capability))
 
 
 def _add_rms_norm(ctx: Context, options: NoOptions) -> Callable[..., Any]:
     from octavo_ops.norm import add_rms_norm
 
-    return partial(add_rms_norm, early=can_launch_early(ctx))
+    return partial(add_rms_norm, early=can_launch_early(ctx.device.capability))
 
 
 def _silu_mul(ctx: Context, options: NoOptions) -> Callable[..., Any]:
     from octavo_ops.gate import silu_mul
 
-    return partial(silu_mul, early=can_launch_early(ctx))
+    return partial(silu_mul, early=can_launch_early(ctx.device.capability))
 
 
 def _rope(ctx: Context, options: NoOptions) -> Callable[..., Any]:
     from octavo_ops.rotary import rope
 
-    return partial(rope, early=can_launch_early(ctx))
+    return partial(rope, early=can_launch_early(ctx.device.capability))
 
 
 def _qk_norm_rope(ctx: Context, options: NoOptions) -> Callable[..., Any]:
     from octavo_ops.rotary import qk_norm_rope
 
-    return partial(qk_norm_rope, early=can_launch_early(ctx))
+    return partial(qk_norm_rope, early=can_launch_early(ctx.device.capability))
 
 
 def _linear(ctx: Context, options: NoOptions) -> Callable[..., Any]:
@@ -59,7 +59,7 @@ def _linear(ctx: Context, options: NoOptions) -> Callable[..., Any]:
     from octavo_ops.linear import Linear
 
     device = torch.cuda.get_device_properties(torch.device(ctx.device.torch_name))
-    return Linear(device.multi_processor_count, can_launch_early(ctx))
+    return Linear(device.multi_processor_count, can_launch_early(ctx.device.capability))
 
 
 def _draw(ctx: Context, options: NoOptions) -> Callable[..., Any]:

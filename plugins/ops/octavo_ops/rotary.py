@@ -9,8 +9,8 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from octavo.ahead import launch
+from octavo.early import early_options
 from octavo.ops import reference
-from octavo_ops.early import launch_options
 
 
 @triton.jit
@@ -118,8 +118,7 @@ def _launch(
             NORM=query_weight is not None,
             HEADS=block,
             HALF=triton.next_power_of_2(half),
-            PDL=early,
             num_warps=4,
-            **launch_options(early),
+            **early_options(early),
         )
     return heads

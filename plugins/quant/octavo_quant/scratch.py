@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from octavo.early import can_launch_early, early_options
+
 
 @lru_cache
 def processors(device: torch.device) -> int:
@@ -16,10 +18,8 @@ def processors(device: torch.device) -> int:
 
 @lru_cache
 def early(device: torch.device) -> dict[str, Any]:
-    """Options of a launch. From Hopper on a kernel may start before the one ahead has ended, and wait inside."""
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0):
-        return {"PDL": True, "launch_pdl": True}
-    return {"PDL": False}
+    """Options of an early launch, where the device can."""
+    return early_options(device.type == "cuda" and can_launch_early(torch.cuda.get_device_capability(device)))
 
 
 def split(pairs: int, steps: int, processors: int) -> tuple[int, int]:

@@ -69,7 +69,7 @@ def test_a_captured_step_is_the_built_one(world, drafts, shape) -> None:
     size, queries = shape
     inputs = torch.from_numpy(step_inputs(plan, rows, size, queries))
     ids, batch = gather_step(inputs, rows, BLOCK)
-    step = inputs_of(plan, rows, queries, ids, batch, inputs[0])
+    step = inputs_of(plan, rows, queries, ids, batch, inputs[0], torch.arange(size))
     at = step.sampled_tokens
     assert ids[at].tolist() == built.token_ids[built.sampled_tokens].tolist()
     assert batch.positions[at].tolist() == built.batch.positions[built.sampled_tokens].tolist()

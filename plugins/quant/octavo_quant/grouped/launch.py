@@ -12,9 +12,11 @@ import torch
 import triton
 from torch import Tensor
 
+from octavo.early import early_options
 from octavo_quant.grouped.kernels import add_sparse_kernel, dequantise_kernel, product_kernel
 from octavo_quant.grouped.packing import unit_size
 from octavo_quant.grouped.weights import REAL_ZERO, GroupedWeights
+from octavo_quant.scratch import early
 
 _DEQUANTISE_ROWS, _DEQUANTISE_WARPS = 64, 8  # 32 registers a thread: as many threads as a multiprocessor holds
 _FEWEST_UNITS = 2
@@ -111,12 +113,6 @@ def scratch(device: torch.device) -> Scratch:
     return Scratch(device)
 
 
-@cache
-def can_launch_early(device: torch.device) -> bool:
-    """Whether kernels may start before those ahead have ended: Hopper and newer."""
-    return torch.cuda.get_device_capability(device) >= (9, 0)
-
-
 def prepare(device: torch.device) -> None:
     """Make what must be there before a graph is captured: the counters' zeros would be part of the graph."""
     scratch(device).counter()
@@ -145,7 +141,6 @@ def product(x: Tensor, weights: GroupedWeights, bias: Tensor | None, tile: Tile)
     partial = shared.partial(math.prod(grid) * tile.block_m * tile.block_n) if splits > 1 else out
     counter = shared.counter() if splits > 1 else out
     fast = x.is_cuda and weights.field == 4 and weights.zero < REAL_ZERO and x.dtype.itemsize == 2
-    early = tile.early and x.is_cuda and can_launch_early(x.device)
     product_kernel[grid](
         x,
         weights.words,
@@ -179,9 +174,8 @@ def product(x: Tensor, weights: GroupedWeights, bias: Tensor | None, tile: Tile)
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
         STAGES=tile.stages,
-        PDL=early,
         num_warps=tile.warps,
-        **({"launch_pdl": True} if early else {}),
+        **(early(x.device) if tile.early else early_options(False)),
     )
     return out
 
@@ -191,7 +185,6 @@ def dequantise_rows(weights: GroupedWeights, first: int, out: Tensor) -> None:
     assert weights.words is not None
     units, outputs = weights.words.shape[:2]
     unit = unit_size(weights.field)
-    early = out.is_cuda and can_launch_early(out.device)
     dequantise_kernel[(units, triton.cdiv(out.shape[0], _DEQUANTISE_ROWS))](
         weights.words,
         weights.words if weights.meta is None else weights.meta,
@@ -209,9 +202,8 @@ def dequantise_rows(weights: GroupedWeights, first: int, out: Tensor) -> None:
         WIDE=weights.wide_scale,
         EVEN=weights.in_features % unit == 0,
         BLOCK_N=_DEQUANTISE_ROWS,
-        PDL=early,
         num_warps=_DEQUANTISE_WARPS,
-        **({"launch_pdl": True} if early else {}),
+        **early(out.device),
     )
 
 
